@@ -1,0 +1,49 @@
+"""Hypencoder retrieval in PyTerrier: queries become small neural networks that score document vectors.
+
+The public names are imported on first use, so that importing the package stays fast.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .encoder import BiEncoder, Hypencoder
+    from .index import HypencoderIndex
+    from .indexer import HypencoderIndexer
+    from .qnet import QNets, QNetSpec
+    from .retriever import HypencoderRetriever, HypencoderScorer
+
+_MODULES = {
+    "BiEncoder": "encoder",
+    "Hypencoder": "encoder",
+    "HypencoderIndex": "index",
+    "HypencoderIndexer": "indexer",
+    "HypencoderRetriever": "retriever",
+    "HypencoderScorer": "retriever",
+    "QNetSpec": "qnet",
+    "QNets": "qnet",
+}
+__all__ = [
+    "BiEncoder",
+    "Hypencoder",
+    "HypencoderIndex",
+    "HypencoderIndexer",
+    "HypencoderRetriever",
+    "HypencoderScorer",
+    "QNetSpec",
+    "QNets",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("pyterrier-hypencoder")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

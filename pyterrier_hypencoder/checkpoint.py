@@ -1,0 +1,238 @@
+"""Checkpoints: reading and writing the weights and configuration of dual encoders, from directories or the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .hub import CONFIG_FILE, backbone_config, find_file, read_json
+from .model import ARCHITECTURES, DualEncoderConfig, HypencoderDualEncoder
+
+WEIGHT_FILES = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
+_TRUNKS = {side: f"{side}_encoder.transformer." for side in ("query", "passage")}
+
+
+def read_config(name_or_path: str, revision: str | None = None) -> DualEncoderConfig:
+    """The configuration of a dual-encoder checkpoint.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: where it is the configuration of something else.
+    """
+    config = read_json(name_or_path, revision=revision)
+    if config is None:
+        raise FileNotFoundError(
+            f"expected a {CONFIG_FILE} in {name_or_path!r}, found none; is it a checkpoint, and if it is on the hub, can "
+            "the hub be reached or is the model in the local cache?"
+        )
+    if not is_dual_encoder(config):
+        raise ValueError(
+            f"expected the configuration of one of {sorted(ARCHITECTURES)} in {name_or_path!r}, found architectures "
+            f"{config.get('architectures')}; other encoders are loaded with BiEncoder({name_or_path!r})"
+        )
+    return DualEncoderConfig.from_dict(config)
+
+
+def is_dual_encoder(config: dict[str, Any]) -> bool:
+    """Whether a parsed ``config.json`` is that of a dual encoder of this package or of the released code."""
+    return (config.get("architectures") or [None])[0] in ARCHITECTURES or "passage_encoder_kwargs" in config
+
+
+def load(
+    name_or_path: str,
+    *,
+    revision: str | None = None,
+    pads_in_mean: bool = False,
+) -> tuple[HypencoderDualEncoder, DualEncoderConfig]:
+    """Loads a dual encoder in float32 on the CPU, in evaluation mode.
+
+    Backbone weights are never fetched: the checkpoint holds them.
+
+    Args:
+        name_or_path: directory or hub id.
+        revision: branch, tag or commit on the hub.
+        pads_in_mean: see :func:`pyterrier_hypencoder.model.pool`.
+
+    Raises:
+        FileNotFoundError: where configuration or weights are missing, or the backbone is not known.
+        ValueError: where the weights do not fit the configuration, naming them.
+    """
+    config = read_config(name_or_path, revision)
+    model = build(config, name_or_path, pads_in_mean=pads_in_mean)
+    fit_weights(model, read_weights(name_or_path, revision), name_or_path)
+    return model.eval(), config
+
+
+def build(
+    config: DualEncoderConfig, name_or_path: str = "", *, seed: int = 0, pads_in_mean: bool = False
+) -> HypencoderDualEncoder:
+    """Builds a dual encoder with random weights; the global random state stays as it is.
+
+    Args:
+        config: the configuration.
+        name_or_path: where it came from, to find backbones named by a relative path.
+        seed: of the random weights.
+        pads_in_mean: see :func:`pyterrier_hypencoder.model.pool`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        query = _build_backbone(config, "query", name_or_path)
+        passage = query if config.shared_encoder else _build_backbone(config, "passage", name_or_path)
+        return ARCHITECTURES[config.architecture](config, query, passage, pads_in_mean=pads_in_mean)
+
+
+def _build_backbone(config: DualEncoderConfig, side: str, name_or_path: str) -> nn.Module:
+    from transformers import AutoModel
+
+    stored = config.extra.get("backbone_configs", {}).get(side)
+    kwargs = config.query_encoder_kwargs if side == "query" else config.passage_encoder_kwargs
+    return AutoModel.from_config(backbone_config(kwargs.get("model_name_or_path", ""), stored, name_or_path)).float()
+
+
+def read_weights(name_or_path: str, revision: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name.
+
+    Raises:
+        FileNotFoundError: where there is no weight file.
+        ValueError: where the file is broken or holds anything but tensors.
+    """
+    for filename in WEIGHT_FILES.values():
+        path = find_file(name_or_path, filename, revision)
+        if path is not None:
+            return _read_safetensors(path) if path.suffix == ".safetensors" else _read_bin(path)
+    raise FileNotFoundError(
+        f"expected {' or '.join(WEIGHT_FILES.values())} in {name_or_path!r}, found neither; is the checkpoint complete, or "
+        "is the machine offline?"
+    )
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as err:
+        raise ValueError(f"expected a safetensors file at {path}, found a broken one ({err}); fetch it again") from err
+
+
+def _read_bin(path: Path) -> dict[str, Tensor]:
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as err:
+        raise ValueError(
+            f"expected nothing but tensors in {path}, found a pickle that is broken or holds other objects, which are "
+            f"never loaded as they could run code ({str(err).splitlines()[0]}); save the weights as safetensors"
+        ) from err
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"expected a dictionary of nothing but tensors in {path}, found other values")
+    return weights
+
+
+def fit_weights(model: HypencoderDualEncoder, weights: dict[str, Tensor], name_or_path: str) -> None:
+    """Puts weights into a model, whole or not at all; a shared trunk may come under both prefixes or either.
+
+    Raises:
+        ValueError: naming what is missing, unknown or of another shape.
+    """
+    expected = model.state_dict()
+    # Buffers that old versions of transformers wrote into their checkpoints.
+    weights = {k: v for k, v in weights.items() if k in expected or not k.endswith((".position_ids", ".token_type_ids"))}
+    if model.config.shared_encoder:
+        weights = _complete_shared_trunk(weights, name_or_path)
+    problems = [f"{key} {_shape(expected[key])} is missing" for key in expected if key not in weights]
+    problems += [f"{key} {_shape(weights[key])} is unknown" for key in weights if key not in expected]
+    problems += [
+        f"{key}: expected shape {_shape(expected[key])}, found {_shape(weights[key])}"
+        for key in expected
+        if key in weights and weights[key].shape != expected[key].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise ValueError(
+            f"the weights in {name_or_path!r} do not fit its {CONFIG_FILE}: {'; '.join(problems[:8])}{more}. Do the two "
+            "files belong together?"
+        )
+    model.load_state_dict(weights)
+
+
+def _complete_shared_trunk(weights: dict[str, Tensor], name_or_path: str) -> dict[str, Tensor]:
+    weights = dict(weights)
+    for here, there in ((_TRUNKS["query"], _TRUNKS["passage"]), (_TRUNKS["passage"], _TRUNKS["query"])):
+        for key in [key for key in weights if key.startswith(here)]:
+            twin = there + key.removeprefix(here)
+            if not torch.equal(weights.setdefault(twin, weights[key]), weights[key]):
+                raise ValueError(
+                    f"{name_or_path!r} says that both encoders share a transformer (shared_encoder), but {key} and {twin} "
+                    "differ; set shared_encoder to false in its config.json if they are meant to"
+                )
+    return weights
+
+
+def _shape(tensor: Tensor) -> list[int]:
+    return list(tensor.shape)
+
+
+def save(model: HypencoderDualEncoder, directory: str | Path, *, format: str = "safetensors", tokenizer: Any = None) -> None:
+    """Writes a checkpoint that :func:`load` reads without any other file.
+
+    Args:
+        model: the dual encoder.
+        directory: made where it does not exist; each file is replaced as a whole.
+        format: ``safetensors`` (a shared trunk is written once) or ``bin`` (the released layout, both prefixes).
+        tokenizer: a Hugging Face tokenizer to write beside it.
+
+    Raises:
+        ValueError: for an unknown format.
+    """
+    if format not in WEIGHT_FILES:
+        raise ValueError(f"format: expected one of {sorted(WEIGHT_FILES)}, found {format!r}")
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    part = directory / f"{WEIGHT_FILES[format]}.part"
+    if format == "safetensors":
+        from safetensors.torch import save_file
+
+        if model.config.shared_encoder:
+            weights = {key: value for key, value in weights.items() if not key.startswith(_TRUNKS["passage"])}
+        save_file(weights, part, metadata={"format": "pt"})
+    else:
+        torch.save(weights, part)
+    os.replace(part, directory / WEIGHT_FILES[format])
+    for other in set(WEIGHT_FILES.values()) - {WEIGHT_FILES[format]}:
+        (directory / other).unlink(missing_ok=True)  # a leftover in the other format would be read instead
+    if tokenizer is not None:
+        tokenizer.save_pretrained(directory)
+    config = model.config.to_dict()
+    config["backbone_configs"] = {
+        "query": model.query_encoder.transformer.config.to_diff_dict() | _model_type(model.query_encoder),
+        "passage": model.passage_encoder.transformer.config.to_diff_dict() | _model_type(model.passage_encoder),
+    }
+    part = directory / f"{CONFIG_FILE}.part"
+    part.write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
+    os.replace(part, directory / CONFIG_FILE)
+
+
+def _model_type(encoder: Any) -> dict[str, str]:
+    return {"model_type": encoder.transformer.config.model_type}
+
+
+def fingerprint(transformer: nn.Module, *details: object) -> str:
+    """A short digest of a text encoder: its weights in float32 and what else shapes its vectors.
+
+    The pooler is left out: no vector depends on it, and encoders loaded without one have random values there.
+    """
+    digest = hashlib.sha256(repr(details).encode())
+    for key, tensor in sorted(transformer.state_dict().items()):
+        if not key.startswith("pooler.") and tensor.is_floating_point():
+            digest.update(f"{key}{_shape(tensor)}".encode())
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().data)
+    return digest.hexdigest()[:16]

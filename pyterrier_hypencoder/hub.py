@@ -1,0 +1,144 @@
+"""Model files: finding them in directories or on the hub, and reading what is not this package's own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .model import POOLINGS
+
+CONFIG_FILE = "config.json"
+_ST_POOLINGS = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max", "lasttoken": "last"}
+# Backbones whose architecture is known without asking the hub: model type and what differs from its defaults.
+_KNOWN_BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
+    "google-bert/bert-base-uncased": ("bert", {}),
+    "bert-base-uncased": ("bert", {}),
+    "facebook/contriever": ("bert", {}),
+    "facebook/contriever-msmarco": ("bert", {}),
+    "Shitao/RetroMAE": ("bert", {}),
+    "Shitao/RetroMAE_MSMARCO": ("bert", {}),
+    "distilbert/distilbert-base-uncased": ("distilbert", {}),
+    "distilbert-base-uncased": ("distilbert", {}),
+    "sentence-transformers/msmarco-distilbert-base-tas-b": ("distilbert", {}),
+    "sentence-transformers/all-MiniLM-L6-v2": (
+        "bert",
+        {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536},
+    ),
+}
+
+
+def find_file(name_or_path: str, filename: str, revision: str | None = None) -> Path | None:
+    """The local path of a file of a model directory or hub repository (downloaded or cached), or None.
+
+    Raises:
+        FileNotFoundError: where the name is neither a directory nor a repository that can be reached.
+    """
+    if Path(name_or_path).is_dir():
+        path = Path(name_or_path) / filename
+        return path if path.is_file() else None
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name_or_path, filename, revision=revision))
+    except errors.LocalEntryNotFoundError:  # offline and not cached
+        return None
+    except (errors.HFValidationError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as err:
+        at = f" at revision {revision!r}" if revision else ""
+        raise FileNotFoundError(
+            f"expected a directory or the id of a model on the hub, found {name_or_path!r}{at}, which is neither; "
+            "check the spelling, or download the model and give its directory"
+        ) from err
+    except errors.EntryNotFoundError:  # the repository has no such file
+        return None
+
+
+def read_json(name_or_path: str, filename: str = CONFIG_FILE, revision: str | None = None) -> dict[str, Any] | None:
+    """A JSON file of a model, or None where it has none.
+
+    Raises:
+        FileNotFoundError: as :func:`find_file`.
+        ValueError: where the file is not JSON.
+    """
+    path = find_file(name_or_path, filename, revision)
+    if path is None:
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as err:
+        raise ValueError(f"expected JSON in {path}, found something else ({err}); is the file complete?") from err
+
+
+def backbone_config(backbone: str, stored: dict[str, Any] | None, name_or_path: str) -> Any:
+    """The backbone's Hugging Face configuration: as stored by :func:`save`, a directory, a known one, or the hub's."""
+    from transformers import AutoConfig
+
+    if stored:
+        return AutoConfig.for_model(**stored)
+    # The released code takes a relative path from the working directory; a checkpoint that was moved has it beside it.
+    for directory in (Path(backbone), Path(name_or_path) / backbone, Path(name_or_path).parent / backbone):
+        if backbone and (directory / CONFIG_FILE).is_file():
+            return AutoConfig.from_pretrained(str(directory))
+    if backbone in _KNOWN_BACKBONES:
+        model_type, options = _KNOWN_BACKBONES[backbone]
+        return AutoConfig.for_model(model_type, **options)
+    try:
+        return AutoConfig.from_pretrained(backbone)
+    except (OSError, ValueError) as err:
+        raise FileNotFoundError(
+            f"expected to find the architecture of the backbone {backbone!r} that {name_or_path!r} names, found neither a "
+            "directory of that name nor an entry on the hub or in its local cache; put the backbone's config.json into a "
+            "directory of that name beside the checkpoint, or go online once"
+        ) from err
+
+
+@dataclass(frozen=True)
+class PoolingSettings:
+    """How a model's token vectors become a text's vector; the defaults hold for models that do not say."""
+
+    pooling: str = "mean"
+    normalize: bool = False
+
+
+def pooling_settings(name_or_path: str, revision: str | None) -> PoolingSettings:
+    """Pooling and normalisation as the sentence-transformers files of a model state them."""
+    modules: Any = read_json(name_or_path, "modules.json", revision)
+    if modules is None:
+        return PoolingSettings()
+    kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
+    unknown = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
+    if unknown:
+        raise ValueError(f"expected Transformer, Pooling and Normalize modules in {name_or_path!r}, found also {unknown}")
+    options = read_json(name_or_path, f"{kinds.get('Pooling', '')}/config.json", revision) or {}
+    modes = [options["pooling_mode"]] if isinstance(options.get("pooling_mode"), str) else []
+    modes += [_ST_POOLINGS.get(key, key) for key in _switched_on(options)]
+    if len(modes) != 1 or modes[0] not in POOLINGS:
+        raise ValueError(f"expected one pooling of {POOLINGS} in {name_or_path!r}, found {modes}; pass pooling=...")
+    return PoolingSettings(modes[0], "Normalize" in kinds)
+
+
+def _switched_on(options: dict[str, Any]) -> list[str]:
+    return [key.removeprefix("pooling_mode_") for key, on in options.items() if key.startswith("pooling_mode_") and on]
+
+
+def load_tokenizer(name_or_path: str, revision: str | None, backbone: str = "") -> Any:
+    """The tokenizer of a checkpoint; where it has none, its backbone's."""
+    from transformers import AutoTokenizer
+
+    has_own = any(find_file(name_or_path, filename, revision) for filename in ("tokenizer_config.json", "tokenizer.json"))
+    source, version = (name_or_path, revision) if has_own or not backbone else (backbone, None)
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=version)
+    except (OSError, ValueError) as err:
+        raise FileNotFoundError(
+            f"expected the tokenizer's files in {source!r}, found none that can be read ({str(err).splitlines()[0]}); copy "
+            "them beside the checkpoint"
+        ) from err
+
+
+def longest_input(config: Any) -> int:
+    """The longest input of a transformer, in tokens; those of RoBERTa's and MPNet's kind lose the first positions."""
+    positions = getattr(config, "max_position_embeddings", None) or 1_000_000
+    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
+    return positions - offset

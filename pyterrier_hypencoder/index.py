@@ -1,0 +1,191 @@
+"""The index as a PyTerrier artifact: opens a directory and is the factory of its transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyterrier as pt
+
+from .encoder import Encoder, from_record
+from .frames import TextField
+from .indexer import HypencoderIndexer
+from .retriever import HypencoderRetriever, HypencoderScorer, VecLoader
+from .storage import Reader
+
+
+class HypencoderIndex(pt.Artifact):
+    """Document vectors on disk; made by :class:`HypencoderIndexer`, shared like every PyTerrier artifact.
+
+    Args:
+        path: the index directory.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: where it is no index, one of a newer format, or damaged.
+    """
+
+    ARTIFACT_TYPE = "dense_index"
+    ARTIFACT_FORMAT = "hypencoder"
+    ARTIFACT_PACKAGE_HINT = "pyterrier-hypencoder"
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        self._reader = Reader(Path(path))
+
+    def __len__(self) -> int:
+        return self._reader.doc_count
+
+    def __repr__(self) -> str:
+        return f"HypencoderIndex({str(self.path)!r}, {len(self)} x {self.vec_size})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, HypencoderIndex) and other.path == self.path
+
+    def __hash__(self) -> int:
+        return hash(("HypencoderIndex", self.path))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return HypencoderIndex, (self.path,)
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What ``pt_meta.json`` says."""
+        return dict(self._reader.meta)
+
+    @property
+    def vec_size(self) -> int:
+        """Dimensions of the document vectors, D."""
+        return self._reader.vec_size
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """The document vectors, (N, D), a read-only memory map; row i is the document of docid i."""
+        return self._reader.vectors
+
+    @property
+    def docnos(self) -> Any:
+        """The lookup docno <-> docid; see :class:`pyterrier_hypencoder.docnos.Docnos`."""
+        return self._reader.docnos
+
+    def model(self) -> Encoder | None:
+        """The encoder recorded in the index, not loaded yet; None where the vectors came from elsewhere."""
+        record = self.meta.get("model")
+        return None if record is None else from_record(record)
+
+    def retriever(
+        self,
+        model: Encoder | None = None,
+        *,
+        num_results: int = 1000,
+        batch_size: int = 32,
+        search: str = "exhaustive",
+        device: str = "auto",
+        precision: str = "auto",
+        qnet_width: int | None = None,
+        allowed_docnos: Collection[str] | None = None,
+        verbose: bool = False,
+    ) -> HypencoderRetriever:
+        """A transformer that searches this index; see :class:`HypencoderRetriever`."""
+        return HypencoderRetriever(
+            self,
+            model,
+            num_results=num_results,
+            batch_size=batch_size,
+            search=search,
+            device=device,
+            precision=precision,
+            qnet_width=qnet_width,
+            allowed_docnos=allowed_docnos,
+            verbose=verbose,
+        )
+
+    def scorer(
+        self,
+        model: Encoder | None = None,
+        *,
+        text_field: TextField = "text",
+        batch_size: int = 32,
+        device: str = "auto",
+        precision: str = "auto",
+        qnet_width: int | None = None,
+        verbose: bool = False,
+    ) -> HypencoderScorer:
+        """A transformer that re-ranks with the vectors of this index; see :class:`HypencoderScorer`."""
+        return HypencoderScorer(
+            self,
+            model,
+            text_field=text_field,
+            batch_size=batch_size,
+            device=device,
+            precision=precision,
+            qnet_width=qnet_width,
+            verbose=verbose,
+        )
+
+    def vec_loader(self) -> VecLoader:
+        """A transformer that adds the stored vectors of documents as ``doc_vec``."""
+        return VecLoader(self)
+
+    def get_corpus_iter(
+        self, start: int | None = None, stop: int | None = None, *, verbose: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """The documents in order, as dictionaries with ``docno`` and ``doc_vec`` (float32).
+
+        Args:
+            start: first docid; None for 0.
+            stop: docid to stop before; None for all.
+            verbose: whether to show progress.
+        """
+        ids = range(len(self))[start:stop]
+        with pt.tqdm(total=len(ids), desc=str(self.path), unit="doc", disable=not verbose) as progress:
+            for first in range(ids.start, ids.stop, 4096):
+                block = np.arange(first, min(first + 4096, ids.stop))
+                vectors = self.vectors[block[0] : block[-1] + 1].astype(np.float32)
+                for docno, vector in zip(self.docnos.at(block), vectors, strict=True):
+                    yield {"docno": docno, "doc_vec": vector}
+                progress.update(len(block))
+
+    def to_flex(self, path: str | Path) -> Any:
+        """Writes the vectors as a pyterrier_dr ``FlexIndex`` (float32), for its search methods and back-ends.
+
+        Args:
+            path: the directory to make.
+
+        Returns:
+            The ``FlexIndex``.
+
+        Raises:
+            ImportError: where pyterrier_dr is not installed.
+        """
+        flex = _pyterrier_dr().FlexIndex(str(path), verbose=False)
+        flex.index(self.get_corpus_iter())
+        return flex
+
+    @classmethod
+    def from_flex(cls, flex: Any, path: str | Path, *, mode: str = "create", dtype: str = "fp16") -> HypencoderIndex:
+        """Takes over the vectors of a pyterrier_dr ``FlexIndex``.
+
+        Args:
+            flex: the ``FlexIndex``, or its path.
+            path: the directory to make.
+            mode: see :class:`HypencoderIndexer`.
+            dtype: ``fp16`` or ``fp32``, which is what a ``FlexIndex`` has.
+
+        Raises:
+            ImportError: where pyterrier_dr is not installed.
+        """
+        if isinstance(flex, str | Path):
+            flex = _pyterrier_dr().FlexIndex(str(flex), verbose=False)
+        HypencoderIndexer(path, mode=mode, dtype=dtype).index(flex.get_corpus_iter())
+        return cls(path)
+
+
+def _pyterrier_dr() -> Any:
+    try:
+        import pyterrier_dr
+    except ImportError as err:
+        raise ImportError("exchanging vectors with FlexIndex needs pyterrier_dr: pip install pyterrier-dr") from err
+    return pyterrier_dr

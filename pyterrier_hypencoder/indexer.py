@@ -1,0 +1,248 @@
+"""The PyTerrier indexer: documents in, index directory out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+from more_itertools import chunked
+
+from .encoder import Encoder
+from .frames import ByArguments, TextField, check_positive, fields_of, text_of
+from .retriever import HypencoderRetriever
+from .storage import Reader, Writer, is_index
+
+
+class HypencoderIndexer(ByArguments, pt.Indexer):
+    """Writes the vectors of documents to an index directory.
+
+    Memory does not grow with the collection. A build that was killed goes on with ``mode="resume"`` and the same stream:
+    documents that are stored are checked by docno and skipped, and the result is the same to the byte.
+
+    Args:
+        path: the directory to make.
+        model: the encoder; not needed for documents that bring ``doc_vec``, which are stored as they are.
+        mode: ``create`` (refuses what exists), ``overwrite`` (replaces an index once the new one is complete) or
+            ``resume`` (goes on with an interrupted build, or begins one).
+        dtype: how vectors are stored: ``fp16`` (half the size; rankings hardly change) or ``fp32``.
+        text_field: the field with the text, or several, joined by a space.
+        batch_size: documents that are sorted by length, encoded and stored together; what a killed build loses at most.
+        verbose: whether to show progress.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        model: Encoder | None = None,
+        *,
+        mode: str = "create",
+        dtype: str = "fp16",
+        text_field: TextField = "text",
+        batch_size: int = 2048,
+        verbose: bool = False,
+    ) -> None:
+        self.path = path
+        self.model = model
+        self.mode = mode
+        self.dtype = dtype
+        self.text_field = text_field
+        self.batch_size = batch_size
+        self.verbose = verbose
+
+    def index_inputs(self) -> list[list[str]]:
+        """The columns that documents must have."""
+        with_text = [["docno", *fields_of(self.text_field)]] if self.model is not None else []
+        return [*with_text, ["docno", "doc_vec"]]
+
+    def index(self, iter: Iterable[dict[str, Any]] | pd.DataFrame, **kwargs: Any) -> pt.Artifact:
+        """Indexes documents.
+
+        Args:
+            iter: documents with ``docno`` and text, or with ``docno`` and ``doc_vec``; or a frame of them.
+            **kwargs: none; there for PyTerrier's signature.
+
+        Returns:
+            The :class:`HypencoderIndex`.
+
+        Raises:
+            FileExistsError: where the mode does not allow what is there.
+            ValueError: for bad documents (naming the first one) or options. What was stored before it is kept for
+                ``mode="resume"``; nothing appears under the index's name.
+        """
+        if kwargs:
+            raise TypeError(f"index: expected no options, found {sorted(kwargs)}; pass them to HypencoderIndexer")
+        check_positive("batch_size", self.batch_size)
+        path = Path(self.path)
+        documents = iter.to_dict("records") if isinstance(iter, pd.DataFrame) else iter
+        progress = pt.tqdm(documents, desc=f"indexing {path.name}", unit="doc", disable=not self.verbose)
+        if self.mode == "resume" and is_index(path):
+            _check_complete(Reader(path), progress)
+        else:
+            self._build(path, progress)
+        return pt.Artifact.load(str(path))
+
+    def _build(self, path: Path, documents: Iterable[dict[str, Any]]) -> None:
+        stream = _checked(documents)
+        first = next(stream, None)
+        if first is None:
+            raise ValueError("expected at least one document, found none; nothing was written")
+        source = "doc_vec" if "doc_vec" in first else "text"
+        if source == "text" and self.model is None:
+            raise ValueError(
+                f"document {first['docno']!r}: expected a doc_vec, found only {sorted(first)}; pass a model to the indexer "
+                "to encode texts"
+            )
+        facts = {
+            "model": self.model.record() if self.model is not None and source == "text" else None,
+            "text_field": self.text_field if source == "text" else None,
+        }
+        writer = Writer(path, mode=self.mode, dtype=self.dtype, facts=facts)
+        try:
+            stream = _skip_stored(chain([first], stream), writer)
+            for batch in chunked(stream, self.batch_size):
+                docnos = [document["docno"] for document in batch]
+                writer.check(docnos)
+                writer.add(docnos, self._vectors(batch, source))
+            writer.finish()
+        except BaseException:
+            writer.abandon()
+            raise
+
+    def _vectors(self, batch: list[dict[str, Any]], source: str) -> np.ndarray:
+        if source == "doc_vec":
+            return _stack(batch)
+        fields = fields_of(self.text_field)
+        return self.model.encode_docs([text_of(document, fields) for document in batch])  # type: ignore[union-attr]
+
+    def __rshift__(self, right: pt.Transformer) -> pt.Transformer:
+        """``indexer >> retriever`` builds with ``.index()`` and searches with ``.transform()``; binds the retriever."""
+        first = next(_stages(right))
+        if not isinstance(first, HypencoderRetriever):
+            return super().__rshift__(right)
+        first.bind(self.path, self.model)
+        return IndexedPipeline(self, right)
+
+    def subtransformers(self) -> dict[str, Any]:
+        """None: the model is no stage of its own."""
+        return {}
+
+
+class IndexedPipeline(ByArguments, pt.Transformer):
+    """``indexer >> retriever``: ``.index(corpus)`` builds the index, ``.transform(topics)`` searches it.
+
+    Args:
+        indexer: what builds.
+        searcher: what searches: the retriever and the stages after it.
+    """
+
+    def __init__(self, indexer: HypencoderIndexer, searcher: pt.Transformer) -> None:
+        self.indexer = indexer
+        self.searcher = searcher
+
+    def index(self, iter: Iterable[dict[str, Any]] | pd.DataFrame, **kwargs: Any) -> pt.Artifact:
+        """Builds the index; see :meth:`HypencoderIndexer.index`."""
+        return self.indexer.index(iter, **kwargs)
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Searches the index."""
+        return self.searcher.transform(inp)
+
+    def __rshift__(self, right: pt.Transformer) -> pt.Transformer:
+        return IndexedPipeline(self.indexer, self.searcher >> right)
+
+    def compile(self) -> pt.Transformer:
+        """The same with the searching side compiled."""
+        return IndexedPipeline(self.indexer, self.searcher.compile())
+
+    def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
+        """The same with a retriever that returns at most k documents, where that is fewer."""
+        fuse = getattr(self.searcher, "fuse_rank_cutoff", None)
+        fused = fuse(k) if fuse is not None else None
+        return None if fused is None else IndexedPipeline(self.indexer, fused)
+
+    def schematic(self, *, input_columns: list[str] | None = None) -> dict[str, Any]:
+        """Drawn as what searches."""
+        return pt.schematic.transformer_schematic(self.searcher, input_columns=input_columns)
+
+    def transform_inputs(self) -> list[list[str]]:
+        """As what searches."""
+        return pt.inspect.transformer_inputs(self.searcher) or []
+
+    def transform_outputs(self, input_columns: list[str]) -> list[str]:
+        """As what searches."""
+        return pt.inspect.transformer_outputs(self.searcher, input_columns)
+
+    def __repr__(self) -> str:
+        return f"({self.indexer} >> {self.searcher})"
+
+
+def _stages(pipeline: pt.Transformer) -> Iterator[pt.Transformer]:
+    """The stages of a pipeline in order; a transformer that is no pipeline is its only stage."""
+    from pyterrier._ops import Compose
+
+    if isinstance(pipeline, Compose):
+        for stage in pipeline:
+            yield from _stages(stage)
+    else:
+        yield pipeline
+
+
+def _checked(documents: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for position, document in enumerate(documents):
+        if not isinstance(document, dict) or "docno" not in document:
+            found = sorted(document) if isinstance(document, dict) else repr(document)
+            raise ValueError(f"document {position}: expected a dictionary with a docno, found {found}")
+        yield document
+
+
+def _skip_stored(documents: Iterator[dict[str, Any]], writer: Writer) -> Iterator[dict[str, Any]]:
+    """Skips the documents that an interrupted build has stored."""
+    _match(documents, writer.stored_docnos(), writer.count)
+    return documents
+
+
+def _match(documents: Iterator[dict[str, Any]], stored: Iterable[str], count: int) -> None:
+    """Takes from a stream the documents that are stored, which must come first and in the same order."""
+    for position, docno in enumerate(stored):
+        document = next(documents, None)
+        if document is None or document["docno"] != docno:
+            raise ValueError(
+                f"expected the stream to begin with the {count} documents that are stored, found "
+                f"{'its end' if document is None else repr(document['docno'])} where {docno!r} was, at position {position}; "
+                "give the same documents in the same order, or use mode='overwrite'"
+            )
+
+
+def _check_complete(reader: Reader, documents: Iterable[dict[str, Any]]) -> None:
+    """Resuming a build that had been completed: nothing to do, if the documents are the same."""
+    stream = _checked(documents)
+    _match(stream, reader.docnos, reader.doc_count)
+    more = next(stream, None)
+    if more is not None:
+        raise ValueError(
+            f"expected the {reader.doc_count} documents of the complete index {reader.path}, found another one, "
+            f"{more['docno']!r}; an index does not grow: use mode='overwrite' or another path"
+        )
+
+
+def _stack(batch: list[dict[str, Any]]) -> np.ndarray:
+    """The ``doc_vec`` of documents as one array, with errors that name the document."""
+    vectors: list[np.ndarray] = []
+    for document in batch:
+        try:
+            vector: np.ndarray = np.asarray(document.get("doc_vec"), dtype=np.float32)
+        except (TypeError, ValueError):
+            vector = np.empty(())
+        size = len(vectors[0]) if vectors else None
+        if vector.ndim != 1 or (size is not None and len(vector) != size):
+            raise ValueError(
+                f"document {document['docno']!r}: expected a doc_vec of {size or 'some'} numbers like those before it, found "
+                f"{'a vector of ' + str(vector.shape) if vector.ndim else repr(document.get('doc_vec'))[:80]}"
+            )
+        vectors.append(vector)
+    return np.stack(vectors)

@@ -1,0 +1,305 @@
+"""The index directory: its writer (staged, resumable, atomic) and its reader (memory maps, checks); nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from more_itertools import chunked
+
+from .docnos import Docnos, Seen, write_docnos
+
+FORMAT_VERSION = 1
+META_FILE = "pt_meta.json"
+DOCNOS_FILE = "docnos.npids"
+DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {"fp16": ("f2", np.dtype("<f2")), "fp32": ("f4", np.dtype("<f4"))}
+_NUMPY = dict(DTYPES.values())
+
+
+def staging_path(path: Path) -> Path:
+    """Where an index is built before it appears under its name."""
+    return path.with_name(path.name + ".partial")
+
+
+def is_index(path: Path) -> bool:
+    """Whether a directory says of itself that it is an index of this format."""
+    try:
+        return _read_meta(path).get("format") == "hypencoder"
+    except (OSError, ValueError):
+        return False
+
+
+class Writer:
+    """Builds an index in a sibling directory and puts it in place by one rename.
+
+    Documents come in batches; each batch that :meth:`add` returns from survives the death of the process, and
+    ``mode="resume"`` goes on after it.
+
+    Args:
+        path: the index.
+        mode: ``create`` (there must be nothing), ``overwrite`` (replaces what is there, when complete) or ``resume``.
+        dtype: ``fp16`` or ``fp32``.
+        facts: what ``pt_meta.json`` says and a resumed build must agree on (model, text field).
+
+    Raises:
+        FileExistsError: where the mode does not allow what is there.
+        ValueError: for unknown options, or where a resumed build was begun with other facts.
+        RuntimeError: while another process builds the same index.
+    """
+
+    def __init__(self, path: Path, *, mode: str, dtype: str, facts: dict[str, Any]) -> None:
+        for name, value, choices in (("mode", mode, ("create", "overwrite", "resume")), ("dtype", dtype, tuple(DTYPES))):
+            if value not in choices:
+                raise ValueError(f"{name}: expected one of {list(choices)}, found {value!r}")
+        self.path = path
+        self.staging = staging_path(path)
+        suffix, self.dtype = DTYPES[dtype]
+        self.facts = {"dtype": suffix, **json.loads(json.dumps(facts))}
+        self._vecs_file = self.staging / "index" / f"vecs.{suffix}"
+        self._docnos_file = self.staging / "docnos.jsonl"  # the docnos while building: one JSON string a line
+        self._state_file = self.staging / "state.json"
+        self._check_place(mode)
+        self._begin(mode)
+
+    def _check_place(self, mode: str) -> None:
+        if mode != "overwrite" and self.path.exists():
+            raise FileExistsError(
+                f"expected nothing at {self.path}, found an index or other files; pass mode='overwrite' to replace an index, "
+                "or give another path"
+            )
+        if self.path.exists() and not is_index(self.path):
+            raise FileExistsError(
+                f"expected an index to overwrite at {self.path}, found something else, which is left alone; give another "
+                "path, or remove it yourself"
+            )
+        if mode == "create" and self.staging.exists():
+            raise FileExistsError(
+                f"expected nothing at {self.staging}, found what an interrupted build left; pass mode='resume' to go on "
+                "with it, or mode='overwrite' to begin anew"
+            )
+
+    def _begin(self, mode: str) -> None:
+        self.staging.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.staging / "lock")
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout as err:
+            raise RuntimeError(f"expected to be alone in building {self.path}, found another process at it; wait") from err
+        if mode == "overwrite":
+            self._state_file.unlink(missing_ok=True)
+        self.count, self.vec_size, docno_bytes = self._read_state()
+        self._vecs_file.parent.mkdir(exist_ok=True)
+        self._vecs = open(self._vecs_file, "ab")
+        self._docnos = open(self._docnos_file, "ab")
+        # What was written after the last batch that counts is cut off again.
+        self._vecs.truncate(self.count * (self.vec_size or 0) * self.dtype.itemsize)
+        self._docnos.truncate(docno_bytes)
+        self._seen = Seen(self.stored_docnos)
+        for docnos in chunked(self.stored_docnos(), 10_000):
+            self._seen.add(docnos)
+
+    def _read_state(self) -> tuple[int, int | None, int]:
+        """Documents, dimensions and bytes of docnos that are safely stored."""
+        if not self._state_file.exists():
+            return 0, None, 0
+        state = json.loads(self._state_file.read_text())
+        if state["facts"] != self.facts:
+            self._lock.release()
+            raise ValueError(
+                f"expected to resume the build of {self.path} with {state['facts']}, found {self.facts}; use the same model, "
+                "dtype and text field, or mode='overwrite' to begin anew"
+            )
+        return state["count"], state["vec_size"], state["docno_bytes"]
+
+    def stored_docnos(self) -> Iterator[str]:
+        """The docnos that are already stored, in order."""
+        return map(json.loads, open(self._docnos_file, encoding="utf-8"))
+
+    def check(self, docnos: Sequence[str]) -> None:
+        """Checks the docnos of a batch before work is spent on it.
+
+        Raises:
+            ValueError: for an empty, repeated, overlong or non-string docno.
+        """
+        self._seen.check(docnos)
+
+    def add(self, docnos: Sequence[str], vectors: np.ndarray) -> None:
+        """Stores a batch of documents that :meth:`check` has passed.
+
+        Args:
+            docnos: n docnos.
+            vectors: (n, D).
+
+        Raises:
+            ValueError: where vectors have another size than those before, or values that cannot be stored.
+        """
+        stored = self._checked(docnos, vectors)
+        self._vecs.write(stored.tobytes())
+        self._docnos.write("".join(json.dumps(docno) + "\n" for docno in docnos).encode())
+        for file in (self._vecs, self._docnos):
+            file.flush()
+            os.fsync(file.fileno())
+        self._seen.add(docnos)
+        self.count += len(docnos)
+        self.vec_size = vectors.shape[1]
+        state = {"facts": self.facts, "count": self.count, "vec_size": self.vec_size, "docno_bytes": self._docnos.tell()}
+        _write_json(self._state_file, state)
+
+    def _checked(self, docnos: Sequence[str], vectors: np.ndarray) -> np.ndarray:
+        if vectors.ndim != 2 or not vectors.shape[1] or vectors.shape[1] != (self.vec_size or vectors.shape[1]):
+            raise ValueError(
+                f"expected vectors of shape ({len(docnos)}, {self.vec_size or 'D'}), found {vectors.shape}; do all "
+                "documents come from one model?"
+            )
+        with np.errstate(over="ignore"):
+            stored = vectors.astype(self.dtype)
+        finite = np.isfinite(stored).all(axis=1)
+        if not finite.all():
+            docno = docnos[int(np.argmin(finite))]
+            advice = "pass dtype='fp32'" if np.isfinite(vectors).all() else "look at the document and the model"
+            raise ValueError(f"document {docno!r}: expected numbers finite in {self.dtype}, found NaN or infinity; {advice}")
+        return stored
+
+    def finish(self) -> None:
+        """Completes the index and puts it in place.
+
+        Raises:
+            ValueError: where there are no documents.
+        """
+        if not self.count:
+            raise ValueError("expected at least one document, found none; nothing was written")
+        self._vecs.close()
+        self._docnos.close()
+        index = self.staging / "index"
+        write_docnos(index / DOCNOS_FILE, self.stored_docnos())
+        _fsync(index / DOCNOS_FILE)
+        meta = {
+            "type": "dense_index",
+            "format": "hypencoder",
+            "package_hint": "pyterrier-hypencoder",
+            "format_version": FORMAT_VERSION,
+            "doc_count": self.count,
+            "vec_size": self.vec_size,
+            **self.facts,
+            "written_by": f"pyterrier-hypencoder {version('pyterrier-hypencoder')}",
+        }
+        _write_json(index / META_FILE, meta)
+        old = self.path.with_name(self.path.name + ".old")
+        if self.path.exists():
+            os.replace(self.path, old)
+        os.replace(index, self.path)
+        _fsync(self.path.parent)
+        for leftover in (self.staging, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        self._lock.release()
+
+    def abandon(self) -> None:
+        """Closes after an error: what was stored stays for ``mode="resume"``; where that is nothing, all is removed."""
+        self._vecs.close()
+        self._docnos.close()
+        if not self.count:
+            shutil.rmtree(self.staging, ignore_errors=True)
+        self._lock.release()
+
+
+class Reader:
+    """An index directory, opened for reading; checked on opening, mapped into memory, never copied.
+
+    Args:
+        path: the index.
+
+    Raises:
+        FileNotFoundError: where there is no index.
+        ValueError: where the directory is no index, one of a newer format, or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.meta = _checked_meta(path)
+        self.doc_count: int = self.meta["doc_count"]
+        self.vec_size: int = self.meta["vec_size"]
+        dtype = _NUMPY[self.meta["dtype"]]
+        vecs_file = path / f"vecs.{self.meta['dtype']}"
+        _check_size(vecs_file, self.doc_count * self.vec_size * dtype.itemsize, self.meta)
+        self.vectors = np.memmap(vecs_file, dtype=dtype, mode="r", shape=(self.doc_count, self.vec_size))
+        self.docnos = Docnos(path / DOCNOS_FILE, self.doc_count)
+
+
+def identity(path: Path) -> tuple[str, int, int]:
+    """What changes when an index is replaced by another one of the same name."""
+    try:
+        stat = os.stat(path / META_FILE)
+    except OSError:
+        return str(path), 0, 0
+    return str(path), stat.st_ino, stat.st_mtime_ns
+
+
+def _checked_meta(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        hint = "; an unfinished build of it is there: finish it with mode='resume'" if staging_path(path).exists() else ""
+        raise FileNotFoundError(f"expected an index at {path}, found nothing{hint}; build it with HypencoderIndexer")
+    if not (path / META_FILE).is_file():
+        raise ValueError(f"expected an index at {path}, found no {META_FILE} there; is it the right directory?")
+    meta = _read_meta(path)
+    if (meta.get("type"), meta.get("format")) != ("dense_index", "hypencoder"):
+        raise ValueError(
+            f"expected an index of type dense_index and format hypencoder at {path}, found {meta.get('type')} and "
+            f"{meta.get('format')}; vectors of pyterrier_dr are taken over by HypencoderIndex.from_flex"
+        )
+    if not isinstance(meta.get("format_version"), int) or meta["format_version"] > FORMAT_VERSION:
+        raise ValueError(
+            f"expected an index of format version {FORMAT_VERSION} at {path}, found version {meta.get('format_version')}, "
+            f"written by {meta.get('written_by', 'a newer pyterrier-hypencoder')}; upgrade pyterrier-hypencoder"
+        )
+    counts = (meta.get("doc_count"), meta.get("vec_size"))
+    if meta.get("dtype") not in _NUMPY or not all(isinstance(count, int) and count > 0 for count in counts):
+        raise ValueError(
+            f"expected doc_count, vec_size (above 0) and dtype ({' or '.join(_NUMPY)}) in {path / META_FILE}, found "
+            f"{counts[0]}, {counts[1]} and {meta.get('dtype')}; copy or build the index again"
+        )
+    return meta
+
+
+def _check_size(file: Path, expected: int, meta: dict[str, Any]) -> None:
+    found = file.stat().st_size if file.is_file() else None
+    if found != expected:
+        raise ValueError(
+            f"expected {file} to have {expected} bytes ({meta['doc_count']} vectors of {meta['vec_size']}), found "
+            f"{'no such file' if found is None else found}; the index is damaged or incomplete: copy or build it again"
+        )
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads((path / META_FILE).read_text(encoding="utf-8"))
+    except ValueError as err:
+        raise ValueError(f"expected JSON in {path / META_FILE}, found something else ({err}); is it complete?") from err
+    if not isinstance(meta, dict):
+        raise ValueError(f"expected a JSON object in {path / META_FILE}, found {type(meta).__name__}")
+    return meta
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    """Replaces a file as a whole: a reader sees the old one or the new one."""
+    part = path.with_name(path.name + ".part")
+    with open(part, "w", encoding="utf-8") as out:
+        json.dump(value, out, indent=2)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(part, path)
+    _fsync(path.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

