@@ -41,7 +41,7 @@ def docs(texts) -> list[dict[str, str]]:
 @pytest.fixture(scope="session")
 def topics(texts) -> pd.DataFrame:
     """The queries: qid and query."""
-    return pd.DataFrame(texts["queries"])[["qid", "query"]]
+    return pd.DataFrame(texts["queries"]).rename(columns={"text": "query"})
 
 
 @pytest.fixture(scope="session")
