@@ -126,10 +126,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_bin(path: Path) -> dict[str, Tensor]:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as err:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as err:
         raise ValueError(
             f"expected nothing but tensors in {path}, found a pickle that is broken or holds other objects, which are "
-            f"never loaded as they could run code ({str(err).splitlines()[0]}); save the weights as safetensors"
+            f"never loaded as they could run code ({repr(err)[:200]}); save the weights as safetensors"
         ) from err
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(f"expected a dictionary of nothing but tensors in {path}, found other values")
@@ -213,16 +213,18 @@ def save(model: HypencoderDualEncoder, directory: str | Path, *, format: str = "
         tokenizer.save_pretrained(directory)
     config = model.config.to_dict()
     config["backbone_configs"] = {
-        "query": model.query_encoder.transformer.config.to_diff_dict() | _model_type(model.query_encoder),
-        "passage": model.passage_encoder.transformer.config.to_diff_dict() | _model_type(model.passage_encoder),
+        "query": _architecture(model.query_encoder.transformer.config),
+        "passage": _architecture(model.passage_encoder.transformer.config),
     }
     part = directory / f"{CONFIG_FILE}.part"
     part.write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
     os.replace(part, directory / CONFIG_FILE)
 
 
-def _model_type(encoder: Any) -> dict[str, str]:
-    return {"model_type": encoder.transformer.config.model_type}
+def _architecture(config: Any) -> dict[str, Any]:
+    """What it takes to build a backbone again; private keys are how this version of transformers happened to run it."""
+    options = {key: value for key, value in config.to_diff_dict().items() if not key.startswith("_")}
+    return options | {"model_type": config.model_type}
 
 
 def fingerprint(transformer: nn.Module, *details: object) -> str:

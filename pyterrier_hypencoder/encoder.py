@@ -352,7 +352,8 @@ class BiEncoder(Encoder):
         pooling = self.pooling or stated.pooling
         normalize = stated.normalize if self.normalize is None else self.normalize
         try:
-            transformer = AutoModel.from_pretrained(self.name_or_path, revision=self.revision).float()
+            with hub.quiet():
+                transformer = AutoModel.from_pretrained(self.name_or_path, revision=self.revision).float()
         except OSError as err:
             raise FileNotFoundError(
                 f"expected an encoder in {self.name_or_path!r}, found none: neither a directory with config and weights nor "

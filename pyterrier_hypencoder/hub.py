@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,20 @@ class PoolingSettings:
 
     pooling: str = "mean"
     normalize: bool = False
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars of transformers inside; its global setting is as before afterwards."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
 
 
 def pooling_settings(name_or_path: str, revision: str | None) -> PoolingSettings:

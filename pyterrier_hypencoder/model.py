@@ -134,6 +134,8 @@ class HyperEncoder(nn.Module):
         transformer: any Hugging Face encoder.
         spec: architecture of the q-nets.
         hidden_size: width of the transformer's output, h.
+        embedding_representation: how :meth:`embedding` pools, ``cls`` or ``mean``; None where the model has no such vector.
+        pads_in_mean: see :func:`pool`.
     """
 
     transformer: Any
@@ -142,8 +144,18 @@ class HyperEncoder(nn.Module):
     key_projections: Any
     value_projections: Any
 
-    def __init__(self, transformer: nn.Module, spec: QNetSpec, hidden_size: int) -> None:
+    def __init__(
+        self,
+        transformer: nn.Module,
+        spec: QNetSpec,
+        hidden_size: int,
+        *,
+        embedding_representation: str | None = None,
+        pads_in_mean: bool = False,
+    ) -> None:
         super().__init__()
+        self.embedding_representation = embedding_representation
+        self.pads_in_mean = pads_in_mean
         self.transformer = transformer
         self.spec = spec
         if spec.inner_product_skip:
@@ -178,8 +190,21 @@ class HyperEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> QNets:
         """Turns Q queries, tokens of shape (Q, T), into their q-nets; only padding is masked."""
-        hidden = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return self.qnets(hidden, attention_mask)
+        return self.qnets(self.hidden(input_ids, attention_mask), attention_mask)
+
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The vectors of the queries' tokens, (Q, T, h)."""
+        return self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    def embedding(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """One vector per query (Q, h), pooled as the configuration's ``embedding_representation`` says.
+
+        Raises:
+            ValueError: where the configuration names none.
+        """
+        if self.embedding_representation is None:
+            raise ValueError("embedding_representation: expected 'cls' or 'mean' in query_encoder_kwargs, found none")
+        return pool(hidden, mask, self.embedding_representation, pads_in_mean=self.pads_in_mean)
 
     def qnets(self, hidden: Tensor, mask: Tensor) -> QNets:
         """The q-nets of queries from their tokens' vectors.
@@ -249,7 +274,13 @@ class HypencoderDualEncoder(nn.Module):
                 f"base_encoder_output_dim: expected the backbone's width {hidden_size}, found {declared}; is "
                 f"{kwargs.get('model_name_or_path')!r} the backbone that the checkpoint was trained with?"
             )
-        return HyperEncoder(transformer, self.config.qnet_spec, hidden_size)
+        return HyperEncoder(
+            transformer,
+            self.config.qnet_spec,
+            hidden_size,
+            embedding_representation=kwargs.get("embedding_representation"),
+            pads_in_mean=pads_in_mean,
+        )
 
 
 class TextDualEncoder(HypencoderDualEncoder):

@@ -49,6 +49,8 @@ class QNetSpec:
         skip_scale: the factor of the inner product.
         skip_gate: the factor of the network beside the inner product.
         normalize_input: whether the network (not the inner product) sees ``sqrt(D) * x / |x|`` instead of x.
+        narrowed: whether the q-nets are the first units of wider ones (:meth:`QNets.narrow`); a residual then adds the first
+            units of a layer's wider input.
 
     Raises:
         ValueError: where the options contradict each other or the dimensions do not fit.
@@ -66,6 +68,7 @@ class QNetSpec:
     skip_scale: float = 1.0
     skip_gate: float = 1.0
     normalize_input: bool = False
+    narrowed: bool = False
 
     def __post_init__(self) -> None:
         dims = tuple(int(d) for d in self.vector_dimensions)
@@ -82,7 +85,8 @@ class QNetSpec:
         if self.do_residual_on_last and not self.do_residual:
             raise ValueError("do_residual_on_last=True needs do_residual=True; set both, or neither")
         for layer in range(self.hidden_layers):
-            if self.has_residual(layer) and dims[layer] != dims[layer + 1]:
+            fits = dims[layer] == dims[layer + 1] or (self.narrowed and dims[layer] > dims[layer + 1])
+            if self.has_residual(layer) and not fits:
                 raise ValueError(
                     f"a residual needs layers of equal width, found {dims[layer]} -> {dims[layer + 1]} at hidden layer "
                     f"{layer}; set do_residual=False or change vector_dimensions {list(dims)}"
@@ -268,7 +272,9 @@ class QNets:
     def narrow(self, width: int) -> QNets:
         """The Matryoshka sub-networks that use the first ``width`` units of every hidden layer.
 
-        Document vectors, and the vectors of an inner-product skip, keep all their dimensions (arXiv 2607.17457).
+        Document vectors, and the vectors of an inner-product skip, keep all their dimensions (arXiv 2607.17457). A residual
+        adds to each unit what it added to it in the whole network; the published code of that paper computes its residuals
+        and then leaves them out, which ``do_residual=False`` in a checkpoint's configuration reproduces.
 
         Raises:
             ValueError: where the width is not between 1 and that of the widest hidden layer.
@@ -279,7 +285,7 @@ class QNets:
         if not 1 <= width <= max(hidden):
             raise ValueError(f"width: expected 1 to {max(hidden)} units of the hidden layers, found {width}")
         dims = (self.spec.input_dim, *(min(h, width) for h in hidden), 1)
-        spec = dataclasses.replace(self.spec, vector_dimensions=dims)
+        spec = dataclasses.replace(self.spec, vector_dimensions=dims, narrowed=True)
         weights = [w[:, :i, :o] for w, (i, o) in zip(self.weights, spec.weight_shapes, strict=True)]
         biases = [b[:, :o] for b, o in zip(self.biases, spec.bias_sizes, strict=True)]
         return QNets(spec, weights, biases, self.query_vectors)
@@ -329,7 +335,7 @@ class QNets:
             if spec.do_layer_norm and spec.layer_norm_before_residual:
                 y = F.layer_norm(y, y.shape[-1:])
             if spec.has_residual(layer):
-                y = y + x
+                y = y + x[..., : y.shape[-1]]  # all of x, but for narrowed q-nets
             if spec.do_layer_norm and not spec.layer_norm_before_residual:
                 y = F.layer_norm(y, y.shape[-1:])
             x = y

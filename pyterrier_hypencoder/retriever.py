@@ -16,7 +16,8 @@ from . import scoring
 from .encoder import Encoder, from_record
 from .frames import ByArguments, TextField, check_choice, check_positive, docnos_of, fields_of
 from .qnet import QNets
-from .search import Results, exhaustive
+from .search.exhaustive import exhaustive
+from .search.results import Results
 from .stages import TextScorer, qnets_of
 from .storage import Reader, identity
 

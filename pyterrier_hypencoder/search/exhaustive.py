@@ -45,7 +45,7 @@ def exhaustive(
         stop = min(start + step, total)
         ids = np.arange(start, stop) if docids is None else docids[start:stop]
         chunk = vectors[start:stop] if docids is None else vectors[ids]
-        scores = score(torch.from_numpy(np.ascontiguousarray(chunk, dtype=np.float32)))
+        scores = score(torch.from_numpy(np.array(chunk, dtype=np.float32)))
         if mask is not None:
             scores = mask.hide(scores, ids)
         found = scores, torch.from_numpy(ids).to(scores.device).expand(n_queries, -1)

@@ -1,0 +1,157 @@
+"""The released code's numbers, reproduced (tests/golden, and further folders where HYPENCODER_GOLDEN names them)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pyterrier_hypencoder import Hypencoder, HypencoderIndexer, QNets, checkpoint
+
+HERE = Path(__file__).parent / "golden"
+ROOTS = [HERE, *([Path(os.environ["HYPENCODER_GOLDEN"])] if os.environ.get("HYPENCODER_GOLDEN") else [])]
+FOLDERS = {path.parent.name: path.parent for root in ROOTS for path in sorted(root.glob("tiny_*/vocab.txt"))}
+FOLDERS.pop("tiny_base_bert", None)  # the backbone's own weights, no dual encoder
+
+
+class Golden:
+    """One folder: its checkpoint, and the numbers (those of its twin where it has none of its own)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        numbers = folder if (folder / "golden.npz").exists() else folder.parent / "tiny_6l_cls_shared"
+        self.arrays = {name: torch.from_numpy(array) for name, array in np.load(numbers / "golden.npz").items()}
+        self.facts = json.loads((numbers / "golden.json").read_text())
+        self.keys = json.loads((numbers / "state_dict_keys.json").read_text())
+        self.model, _ = checkpoint.load(str(folder), pads_in_mean=True)
+        self.texts = json.loads((HERE / "texts.json").read_text())
+
+    def tokens(self, side: str, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        mask = self.arrays[f"{side}_mask"][rows].long()
+        longest = int(mask.sum(1).max())
+        return self.arrays[f"{side}_ids"][rows, :longest].long(), mask[:, :longest]
+
+    @torch.inference_mode()
+    def doc_vectors(self, batch: int) -> torch.Tensor:
+        return torch.cat([self.model.passage_encoder(*self.tokens("doc", slice(i, i + batch))) for i in range(0, 120, batch)])
+
+    @torch.inference_mode()
+    def qnets(self) -> QNets:
+        return QNets.cat([self.model.query_encoder(*self.tokens("q", slice(i, i + 1))) for i in range(5)])
+
+
+@pytest.fixture(scope="module", params=sorted(FOLDERS))
+def numbers(request) -> Golden:
+    return Golden(FOLDERS[request.param])
+
+
+def assert_scores(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-4 * float(expected.abs().max()))
+
+
+def test_names_and_shapes_of_weights(numbers):
+    assert {key: list(value.shape) for key, value in numbers.model.state_dict().items()} == numbers.keys
+
+
+@pytest.mark.parametrize(("name", "batch"), [("doc_emb_batch8", 8), ("doc_emb_single", 1)])
+def test_document_vectors(numbers, name, batch):
+    torch.testing.assert_close(numbers.doc_vectors(batch), numbers.arrays[name], rtol=0, atol=1e-5)
+
+
+def test_generated_weights_and_biases(numbers):
+    qnets = numbers.qnets()
+    for layer, weight in enumerate(qnets.weights):
+        torch.testing.assert_close(weight, numbers.arrays[f"W{layer}"], rtol=0, atol=1e-5)
+    for layer, bias in enumerate(qnets.biases):
+        torch.testing.assert_close(bias, numbers.arrays[f"b{layer}"].squeeze(-1), rtol=0, atol=1e-5)
+
+
+def test_query_embedding(numbers):
+    encoder = numbers.model.query_encoder
+    if "q_embedding_representation" not in numbers.arrays:
+        with pytest.raises(ValueError, match="embedding_representation"):
+            encoder.embedding(torch.zeros(1, 2, 24), torch.ones(1, 2))
+        return
+    for q in range(5):
+        ids, mask = numbers.tokens("q", slice(q, q + 1))
+        found = encoder.embedding(encoder.hidden(ids, mask), mask)[0]
+        torch.testing.assert_close(found, numbers.arrays["q_embedding_representation"][q], rtol=0, atol=1e-5)
+
+
+def test_scores(numbers):
+    qnets = numbers.qnets()
+    assert_scores(qnets.score(numbers.arrays["doc_emb_batch8"]), numbers.arrays["scores"])
+    assert_scores(qnets.score(numbers.doc_vectors(8)), numbers.arrays["scores"])
+    assert_scores(qnets.score(numbers.doc_vectors(1)), numbers.arrays["scores_single_docs"])
+
+
+def test_scores_of_queries_that_are_padded_together(numbers):
+    with torch.inference_mode():
+        qnets = numbers.model.query_encoder(*numbers.tokens("q", slice(0, 5)))
+    assert_scores(qnets.score(numbers.arrays["doc_emb_batch8"]), numbers.arrays["scores_padded_query_batch"])
+
+
+def test_exhaustive_order_through_the_retriever(numbers, tmp_path):
+    """Vectors as the released code batches them, queries by text, the ranking of the released exhaustive search."""
+    docs = [
+        {"docno": doc["docno"], "doc_vec": vector.numpy()}
+        for doc, vector in zip(numbers.texts["docs"], numbers.doc_vectors(8), strict=True)
+    ]
+    index = HypencoderIndexer(tmp_path / "golden.hyp", dtype="fp32").index(docs)
+    model = Hypencoder(numbers.folder, device="cpu", query_max_length=32, batch_size=1)
+    topics = pd.DataFrame(numbers.texts["queries"]).rename(columns={"text": "query"})
+    results = index.retriever(model, num_results=20)(topics)
+    for qid, expected in numbers.facts["exhaustive"].items():
+        found = results[results["qid"] == qid]
+        close = 4e-4 * float(numbers.arrays["scores"].abs().max())
+        np.testing.assert_allclose(found["score"], [score for _, score in expected], atol=close)
+        assert found["docno"].tolist() == [docno for docno, _ in expected]
+
+
+def test_texts_are_tokenised_as_released(numbers):
+    model = Hypencoder(numbers.folder, device="cpu", doc_max_length=64, query_max_length=32, batch_size=1, pads_in_mean=True)
+    vectors = model.encode_docs([doc["text"] for doc in numbers.texts["docs"]])
+    np.testing.assert_allclose(vectors, numbers.arrays["doc_emb_single"], rtol=0, atol=1e-5)
+    qnets = model.encode_queries([query["text"] for query in numbers.texts["queries"]])
+    torch.testing.assert_close(qnets.weights[0], numbers.arrays["W0"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("format", ["safetensors", "bin"])
+def test_save_and_reload(numbers, tmp_path, format):
+    checkpoint.save(numbers.model, tmp_path / "saved", format=format)
+    again, config = checkpoint.load(str(tmp_path / "saved"), pads_in_mean=True)
+    assert again.state_dict().keys() == numbers.model.state_dict().keys()
+    with torch.inference_mode():
+        qnets = QNets.cat([again.query_encoder(*numbers.tokens("q", slice(i, i + 1))) for i in range(5)])
+        vectors = torch.cat([again.passage_encoder(*numbers.tokens("doc", slice(i, i + 8))) for i in range(0, 120, 8)])
+    assert torch.equal(qnets.score(vectors), numbers.qnets().score(numbers.doc_vectors(8)))
+    assert config.to_dict().items() >= numbers.model.config.to_dict().items()
+
+
+def test_the_released_architecture_builds_offline_within_time_and_memory():
+    """139,603,968 parameters, 502 keys, q-nets of 3,544,320 numbers, in a process of its own under 30 s and 3 GiB."""
+    script = f"""
+import json, resource, time
+start = time.time()
+from pyterrier_hypencoder import checkpoint
+from pyterrier_hypencoder.model import DualEncoderConfig
+config = DualEncoderConfig.from_dict(json.load(open({str(HERE / "released_6layer_config.json")!r})))
+model = checkpoint.build(config)
+import torch
+with torch.inference_mode():
+    qnets = model.query_encoder(torch.tensor([[101, 2129, 102]]), torch.ones(1, 3, dtype=torch.long))
+print(json.dumps([sum(p.numel() for p in model.parameters()), len(model.state_dict()), qnets.flatten().shape[1],
+    time.time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
+"""
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    parameters, keys, size, seconds, peak = json.loads(out.strip().splitlines()[-1])
+    assert (parameters, keys, size) == (139_603_968, 502, 3_544_320)
+    assert seconds < 30
+    assert peak * (1 if sys.platform == "darwin" else 1024) < 3 * 2**30
