@@ -12,6 +12,19 @@ from typing import Any
 from .model import POOLINGS
 
 CONFIG_FILE = "config.json"
+# Every name under which tokenizers keep something; a model has some of them.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
 _ST_POOLINGS = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max", "lasttoken": "last"}
 # Backbones whose architecture is known without asking the hub: model type and what differs from its defaults.
 _KNOWN_BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -142,14 +155,18 @@ def load_tokenizer(name_or_path: str, revision: str | None, backbone: str = "") 
     """The tokenizer of a checkpoint; where it has none, its backbone's."""
     from transformers import AutoTokenizer
 
-    has_own = any(find_file(name_or_path, filename, revision) for filename in ("tokenizer_config.json", "tokenizer.json"))
-    source, version = (name_or_path, revision) if has_own or not backbone else (backbone, None)
+    source, version = name_or_path, revision
+    found = [find_file(name_or_path, filename, revision) for filename in _TOKENIZER_FILES]
+    if any(found):  # all of them lie in one directory now, also those that came from the hub
+        source, version = str(next(path for path in found if path).parent), None
+    elif backbone:
+        source, version = backbone, None
     try:
         return AutoTokenizer.from_pretrained(source, revision=version)
     except (OSError, ValueError) as err:
         raise FileNotFoundError(
-            f"expected the tokenizer's files in {source!r}, found none that can be read ({str(err).splitlines()[0]}); copy "
-            "them beside the checkpoint"
+            f"expected the tokenizer's files in {source!r}, found none that can be read ({repr(err)[:200]}); copy them beside "
+            "the checkpoint"
         ) from err
 
 
