@@ -14,7 +14,7 @@ _LONGEST = 4096  # bytes; anything longer is a mistake in the data
 
 
 class Docnos:
-    """The docnos of an index, mapped into memory.
+    """The docnos of an index, in memory (npids reads the whole file).
 
     Args:
         path: the npids file.
@@ -28,7 +28,11 @@ class Docnos:
         self.path = path
         try:
             self._lookup = Lookup(path)
-            found = len(self._lookup) if self._lookup.inv is not None else 0
+            _check_sizes(self._lookup)
+            found = len(self._lookup)
+            ends = np.array([0, found - 1])
+            if not np.array_equal(self.find(self.at(ends)), ends):
+                raise LookupError("docnos do not find themselves")
         except Exception as err:  # npids has no errors of its own: struct, JSON and key errors among others
             raise ValueError(
                 f"expected docnos in {path}, found a missing or damaged file ({err!r}); copy or build the index again"
@@ -71,6 +75,15 @@ class Docnos:
         return docids
 
 
+def _check_sizes(lookup: Lookup) -> None:
+    """Checks that all is there to the last byte; npids itself believes the headers of a file that was cut short."""
+    index = lookup.inv.codec
+    blocks = all(len(block.ctxt) == len(block) for block in lookup.fwd.codecs)
+    buckets = len(index.hash_offsets) == (1 << index.hash_bits) + 1 and index.hash_offsets[-1] == len(index.dids)
+    if not (blocks and buckets and len(index.dids) == len(lookup)):
+        raise EOFError("cut short")
+
+
 class Seen:
     """Finds repeated docnos at once, in 8 bytes a document: sorted runs of hashes, merged as they grow.
 
@@ -95,7 +108,7 @@ class Seen:
             ValueError: for a docno that is no usable string, is repeated within the batch, or was seen before.
         """
         for docno in docnos:
-            if not isinstance(docno, str) or not docno or "\0" in docno or len(docno.encode()) > _LONGEST:
+            if not _usable(docno):
                 raise ValueError(
                     f"docno: expected a non-empty string of at most {_LONGEST} bytes, found {docno!r}; give every document one"
                 )
@@ -112,6 +125,15 @@ class Seen:
             raise ValueError(
                 f"docno: expected every document to have its own, found {repeated[0]!r} twice; remove or rename one of them"
             )
+
+
+def _usable(docno: Any) -> bool:
+    if not isinstance(docno, str) or not docno or "\0" in docno:
+        return False
+    try:
+        return len(docno.encode()) <= _LONGEST
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
 
 
 def _hashes(docnos: Sequence[str]) -> np.ndarray:

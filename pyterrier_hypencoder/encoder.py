@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyterrier as pt
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import checkpoint, hub
@@ -169,7 +168,7 @@ class Encoder(ByArguments):
 
     def _fingerprint(self) -> str:
         document = self._net("document")
-        details = (document.pooling, document.pads_in_mean, getattr(document, "normalize", False), self.doc_prefix)
+        details = (document.pooling, document.pads_in_mean, document.normalize, self.doc_prefix)
         return checkpoint.fingerprint(document.transformer, *details)
 
     def record(self) -> dict[str, Any]:
@@ -359,7 +358,7 @@ class BiEncoder(Encoder):
                 f"expected an encoder in {self.name_or_path!r}, found none: neither a directory with config and weights nor "
                 "a model on the hub or in its local cache; check the name, or go online once"
             ) from err
-        network = _Normalizable(transformer, pooling, normalize)
+        network = TextEncoder(transformer, pooling, normalize=normalize)
         return network, network, hub.load_tokenizer(self.name_or_path, self.revision)
 
     def _dual_networks(self) -> tuple[nn.Module, nn.Module, Any]:
@@ -370,7 +369,11 @@ class BiEncoder(Encoder):
                 f"Hypencoder({self.name_or_path!r})"
             )
         sides = [
-            _Normalizable(side.transformer, self.pooling or side.pooling, bool(self.normalize))
+            TextEncoder(
+                side.transformer,
+                self.pooling or side.pooling,
+                normalize=side.normalize if self.normalize is None else self.normalize,
+            )
             for side in (model.query_encoder, model.passage_encoder)
         ]
         backbone = config.query_encoder_kwargs.get("model_name_or_path", "")
@@ -382,18 +385,6 @@ class BiEncoder(Encoder):
 
     def _to_qnets(self, output: Tensor) -> QNets:
         return QNets.linear(output.float())
-
-
-class _Normalizable(TextEncoder):
-    """A text encoder whose vectors may be scaled to length 1."""
-
-    def __init__(self, transformer: nn.Module, pooling: str, normalize: bool) -> None:
-        super().__init__(transformer, pooling)
-        self.normalize = normalize
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        vectors = super().forward(input_ids, attention_mask).float()
-        return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
 
 def from_record(record: dict[str, Any]) -> Encoder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -51,11 +51,11 @@ class ByArguments:
 
 
 def _hashable(value: Any) -> Any:
-    if isinstance(value, np.ndarray | pd.Series):
+    if isinstance(value, np.ndarray | pd.Series | pd.Index):
         value = value.tolist()
     if isinstance(value, Mapping):
         return tuple((key, _hashable(v)) for key, v in value.items())
-    if isinstance(value, set | frozenset):
+    if isinstance(value, Set):
         return frozenset(value)
     if isinstance(value, list | tuple):
         return tuple(map(_hashable, value))
@@ -63,7 +63,7 @@ def _hashable(value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, list | tuple | set | frozenset | np.ndarray | pd.Series) and len(value) > 3:
+    if isinstance(value, Collection) and not isinstance(value, str) and len(value) > 3:
         return f"<{len(value)} items>"
     return repr(value)
 
@@ -90,7 +90,7 @@ def text_of(record: Mapping[str, Any], fields: Sequence[str]) -> str:
     """
     values = [record.get(field) for field in fields]
     present = [value for value in values if isinstance(value, str)]
-    if not present or any(not _is_missing(value) for value in values if not isinstance(value, str)):
+    if not present or any(not is_missing(value) for value in values if not isinstance(value, str)):
         found = {field: value for field, value in zip(fields, values, strict=True) if not isinstance(value, str)}
         raise ValueError(
             f"document {record.get('docno')!r}: expected a string in {' or '.join(fields)}, found {found}; give every "
@@ -99,7 +99,8 @@ def text_of(record: Mapping[str, Any], fields: Sequence[str]) -> str:
     return " ".join(present).strip()
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
+    """Whether a cell of a frame is empty: None, NaN or NA."""
     return value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value))
 
 

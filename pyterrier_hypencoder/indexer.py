@@ -15,7 +15,7 @@ from more_itertools import chunked
 from .encoder import Encoder
 from .frames import ByArguments, TextField, check_positive, fields_of, text_of
 from .retriever import HypencoderRetriever
-from .storage import Reader, Writer, is_index
+from .storage import Reader, Writer, check_facts, discard_leftovers, facts_of, is_index, is_unfinished
 
 
 class HypencoderIndexer(ByArguments, pt.Indexer):
@@ -80,10 +80,7 @@ class HypencoderIndexer(ByArguments, pt.Indexer):
         path = Path(self.path)
         documents = iter.to_dict("records") if isinstance(iter, pd.DataFrame) else iter
         progress = pt.tqdm(documents, desc=f"indexing {path.name}", unit="doc", disable=not self.verbose)
-        if self.mode == "resume" and is_index(path):
-            _check_complete(Reader(path), progress)
-        else:
-            self._build(path, progress)
+        self._build(path, progress)
         return pt.Artifact.load(str(path))
 
     def _build(self, path: Path, documents: Iterable[dict[str, Any]]) -> None:
@@ -101,21 +98,24 @@ class HypencoderIndexer(ByArguments, pt.Indexer):
             "model": self.model.record() if self.model is not None and source == "text" else None,
             "text_field": self.text_field if source == "text" else None,
         }
+        stream = chain([first], stream)
+        if self.mode == "resume" and is_index(path) and not is_unfinished(path):
+            return _check_complete(path, facts_of(self.dtype, facts), stream)
         writer = Writer(path, mode=self.mode, dtype=self.dtype, facts=facts)
         try:
-            stream = _skip_stored(chain([first], stream), writer)
+            _match(stream, writer.stored_docnos(), writer.count)
             for batch in chunked(stream, self.batch_size):
                 docnos = [document["docno"] for document in batch]
                 writer.check(docnos)
-                writer.add(docnos, self._vectors(batch, source))
+                writer.add(docnos, self._vectors(batch, source, writer.vec_size))
             writer.finish()
         except BaseException:
             writer.abandon()
             raise
 
-    def _vectors(self, batch: list[dict[str, Any]], source: str) -> np.ndarray:
+    def _vectors(self, batch: list[dict[str, Any]], source: str, size: int | None) -> np.ndarray:
         if source == "doc_vec":
-            return _stack(batch)
+            return _stack(batch, size)
         fields = fields_of(self.text_field)
         return self.model.encode_docs([text_of(document, fields) for document in batch])  # type: ignore[union-attr]
 
@@ -200,12 +200,6 @@ def _checked(documents: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield document
 
 
-def _skip_stored(documents: Iterator[dict[str, Any]], writer: Writer) -> Iterator[dict[str, Any]]:
-    """Skips the documents that an interrupted build has stored."""
-    _match(documents, writer.stored_docnos(), writer.count)
-    return documents
-
-
 def _match(documents: Iterator[dict[str, Any]], stored: Iterable[str], count: int) -> None:
     """Takes from a stream the documents that are stored, which must come first and in the same order."""
     for position, docno in enumerate(stored):
@@ -218,31 +212,33 @@ def _match(documents: Iterator[dict[str, Any]], stored: Iterable[str], count: in
             )
 
 
-def _check_complete(reader: Reader, documents: Iterable[dict[str, Any]]) -> None:
-    """Resuming a build that had been completed: nothing to do, if the documents are the same."""
-    stream = _checked(documents)
-    _match(stream, reader.docnos, reader.doc_count)
-    more = next(stream, None)
+def _check_complete(path: Path, facts: dict[str, Any], documents: Iterator[dict[str, Any]]) -> None:
+    """Resuming a build that had been completed: nothing to do, if options and documents are the same."""
+    reader = Reader(path)
+    check_facts(path, reader.meta, facts)
+    _match(documents, reader.docnos, reader.doc_count)
+    more = next(documents, None)
     if more is not None:
         raise ValueError(
-            f"expected the {reader.doc_count} documents of the complete index {reader.path}, found another one, "
+            f"expected the {reader.doc_count} documents of the complete index {path}, found another one, "
             f"{more['docno']!r}; an index does not grow: use mode='overwrite' or another path"
         )
+    discard_leftovers(path)
 
 
-def _stack(batch: list[dict[str, Any]]) -> np.ndarray:
-    """The ``doc_vec`` of documents as one array, with errors that name the document."""
+def _stack(batch: list[dict[str, Any]], size: int | None) -> np.ndarray:
+    """The ``doc_vec`` of documents as one array, with errors that name the document; size is that of those before."""
     vectors: list[np.ndarray] = []
     for document in batch:
         try:
             vector: np.ndarray = np.asarray(document.get("doc_vec"), dtype=np.float32)
         except (TypeError, ValueError):
             vector = np.empty(())
-        size = len(vectors[0]) if vectors else None
-        if vector.ndim != 1 or (size is not None and len(vector) != size):
+        if vector.ndim != 1 or not vector.size or vector.size != (size or vector.size):
             raise ValueError(
                 f"document {document['docno']!r}: expected a doc_vec of {size or 'some'} numbers like those before it, found "
                 f"{'a vector of ' + str(vector.shape) if vector.ndim else repr(document.get('doc_vec'))[:80]}"
             )
+        size = vector.size
         vectors.append(vector)
     return np.stack(vectors)

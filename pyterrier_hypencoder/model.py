@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .qnet import QNets, QNetSpec
 
 POOLINGS = ("cls", "mean", "max", "last")
+HEAD_STARTS = ("released", "dense")
 _RELEASED_WIDTH = 768  # the released initialisation has it written in, whatever the model's width
 
 
@@ -68,6 +69,11 @@ class DualEncoderConfig:
         """How the document encoder pools; the released default is ``cls``."""
         return self.passage_encoder_kwargs.get("pooling_type") or "cls"
 
+    @property
+    def normalize(self) -> bool:
+        """Whether document vectors, and the query vectors beside them, have length 1; not so in released models."""
+        return bool(self.passage_encoder_kwargs.get("normalize", False))
+
 
 def pool(hidden: Tensor, mask: Tensor, pooling: str, *, pads_in_mean: bool = False) -> Tensor:
     """One vector per text from the vectors of its tokens.
@@ -105,36 +111,45 @@ class TextEncoder(nn.Module):
     Args:
         transformer: any Hugging Face encoder.
         pooling: see :func:`pool`.
+        normalize: whether vectors are scaled to length 1.
         pads_in_mean: see :func:`pool`.
     """
 
     transformer: Any
 
-    def __init__(self, transformer: nn.Module, pooling: str = "cls", *, pads_in_mean: bool = False) -> None:
+    def __init__(
+        self, transformer: nn.Module, pooling: str = "cls", *, normalize: bool = False, pads_in_mean: bool = False
+    ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
             raise ValueError(f"pooling: expected one of {POOLINGS}, found {pooling!r}")
         self.transformer = transformer
         self.pooling = pooling
+        self.normalize = normalize
         self.pads_in_mean = pads_in_mean
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Encodes tokens (B, T) to vectors (B, D); token types are never given, as in the released code."""
         hidden = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return pool(hidden, attention_mask, self.pooling, pads_in_mean=self.pads_in_mean)
+        vectors = pool(hidden, attention_mask, self.pooling, pads_in_mean=self.pads_in_mean).float()
+        return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
 
 class HyperEncoder(nn.Module):
     """The Hypencoder: a transformer and a hyper-head that turn a query into a q-net (paper, sections 3.2 and 3.3).
 
     Departs from the paper's equation 3 as the released code does: attention is scaled by the square root of the output
-    width of the q-net's layer, so by 1 for biases and the output layer.
+    width of the q-net's layer, so by 1 for biases and the output layer. Two options of ours, for q-nets that start from
+    what a dense model knows: ``head_start="dense"`` scales it by the input width and begins with an output layer that is
+    zero, so that with ``inner_product_skip`` the first scores are those of the encoder's own pooled query vector.
 
     Args:
         transformer: any Hugging Face encoder.
         spec: architecture of the q-nets.
         hidden_size: width of the transformer's output, h.
         embedding_representation: how :meth:`embedding` pools, ``cls`` or ``mean``; None where the model has no such vector.
+        normalize: whether that vector is scaled to length 1.
+        head_start: ``released`` or ``dense``.
         pads_in_mean: see :func:`pool`.
     """
 
@@ -151,15 +166,26 @@ class HyperEncoder(nn.Module):
         hidden_size: int,
         *,
         embedding_representation: str | None = None,
+        normalize: bool = False,
+        head_start: str = "released",
         pads_in_mean: bool = False,
     ) -> None:
         super().__init__()
+        if head_start not in HEAD_STARTS:
+            raise ValueError(f"head_start: expected one of {HEAD_STARTS}, found {head_start!r}")
+        if spec.inner_product_skip and embedding_representation is None:
+            raise ValueError("inner_product_skip: expected embedding_representation to say how queries are pooled, found none")
+        if spec.inner_product_skip and spec.input_dim != hidden_size:
+            raise ValueError(
+                f"inner_product_skip: expected query vectors as wide as the document vectors ({spec.input_dim}), found a "
+                f"query encoder of width {hidden_size}"
+            )
         self.embedding_representation = embedding_representation
+        self.normalize = normalize
+        self.head_start = head_start
         self.pads_in_mean = pads_in_mean
         self.transformer = transformer
         self.spec = spec
-        if spec.inner_product_skip:
-            raise ValueError("inner_product_skip: no encoder of this version makes the vectors that it needs")
         shapes, sizes = spec.weight_shapes, spec.bias_sizes
         self.hyper_base_matrices = nn.ParameterList(torch.zeros(1, o, i) for i, o in shapes)
         self.hyper_base_vectors = nn.ParameterList(torch.zeros(1, d) for d in sizes)
@@ -174,12 +200,13 @@ class HyperEncoder(nn.Module):
 
     @torch.no_grad()
     def reset_head(self) -> None:
-        """The released initialisation of the head; what it does not name keeps PyTorch's default for linear layers."""
+        """The initialisation of the head; what the released code does not name keeps PyTorch's default for linear layers."""
+        std = 10 if self.head_start == "released" else 1
         for base, query in zip(self.hyper_base_matrices, self.weight_query_embeddings, strict=True):
             base.normal_(0, math.sqrt(2 / _RELEASED_WIDTH))
-            query.normal_(0, 10)
+            query.normal_(0, std)
         for query in self.bias_query_embeddings:
-            query.normal_(0, 10)
+            query.normal_(0, std)
         for projection in self.weight_hyper_projection:
             nn.init.normal_(projection.weight, 0, 1 / _RELEASED_WIDTH**2)
             nn.init.zeros_(projection.bias)
@@ -187,6 +214,10 @@ class HyperEncoder(nn.Module):
         for k in range(len(self.hyper_base_matrices)):
             nn.init.zeros_(self.key_projections[k].bias)
             nn.init.zeros_(self.value_projections[k].bias)
+        if self.head_start == "dense":  # the network adds nothing yet, and every other part can learn at once
+            last = self.weight_hyper_projection[-1]
+            for parameter in (self.hyper_base_matrices[-1], last.weight, last.bias):
+                nn.init.zeros_(parameter)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> QNets:
         """Turns Q queries, tokens of shape (Q, T), into their q-nets; only padding is masked."""
@@ -204,7 +235,8 @@ class HyperEncoder(nn.Module):
         """
         if self.embedding_representation is None:
             raise ValueError("embedding_representation: expected 'cls' or 'mean' in query_encoder_kwargs, found none")
-        return pool(hidden, mask, self.embedding_representation, pads_in_mean=self.pads_in_mean)
+        vectors = pool(hidden, mask, self.embedding_representation, pads_in_mean=self.pads_in_mean).float()
+        return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
     def qnets(self, hidden: Tensor, mask: Tensor) -> QNets:
         """The q-nets of queries from their tokens' vectors.
@@ -226,7 +258,7 @@ class HyperEncoder(nn.Module):
             ).squeeze(1)
             for j in range(n - 1)
         ]
-        return QNets(self.spec, weights, biases)
+        return QNets(self.spec, weights, biases, self.embedding(hidden, mask) if self.spec.inner_product_skip else None)
 
     def _generate(self, hidden: Tensor, mask: Tensor, query: Tensor, k: int, projection: nn.Module, base: Tensor) -> Tensor:
         """One weight or bias: attention, ReLU, layer norm, projection, base (equations 2 to 5); (Q, out, in)."""
@@ -235,7 +267,7 @@ class HyperEncoder(nn.Module):
             self.key_projections[k](hidden),
             self.value_projections[k](hidden),
             attn_mask=mask.bool().unsqueeze(1),
-            scale=1 / math.sqrt(query.shape[1]),
+            scale=1 / math.sqrt(query.shape[1 if self.head_start == "released" else 2]),
         )
         return projection(F.layer_norm(F.relu(context), context.shape[-1:])) + base
 
@@ -263,7 +295,9 @@ class HypencoderDualEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.query_encoder = self._query_encoder(query_transformer, pads_in_mean)
-        self.passage_encoder = TextEncoder(passage_transformer, config.pooling, pads_in_mean=pads_in_mean)
+        self.passage_encoder = TextEncoder(
+            passage_transformer, config.pooling, normalize=config.normalize, pads_in_mean=pads_in_mean
+        )
 
     def _query_encoder(self, transformer: Any, pads_in_mean: bool) -> nn.Module:
         kwargs = self.config.query_encoder_kwargs
@@ -279,6 +313,8 @@ class HypencoderDualEncoder(nn.Module):
             self.config.qnet_spec,
             hidden_size,
             embedding_representation=kwargs.get("embedding_representation"),
+            normalize=self.config.normalize,
+            head_start=kwargs.get("head_start", "released"),
             pads_in_mean=pads_in_mean,
         )
 
@@ -288,7 +324,7 @@ class TextDualEncoder(HypencoderDualEncoder):
 
     def _query_encoder(self, transformer: Any, pads_in_mean: bool) -> nn.Module:
         pooling = self.config.query_encoder_kwargs.get("pooling_type") or "cls"
-        return TextEncoder(transformer, pooling, pads_in_mean=pads_in_mean)
+        return TextEncoder(transformer, pooling, normalize=self.config.normalize, pads_in_mean=pads_in_mean)
 
 
 ARCHITECTURES: dict[str, type[HypencoderDualEncoder]] = {

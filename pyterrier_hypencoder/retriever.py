@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 
 from . import scoring
 from .encoder import Encoder, from_record
-from .frames import ByArguments, TextField, check_choice, check_positive, docnos_of, fields_of
+from .frames import ByArguments, TextField, check_choice, check_positive, docnos_of, fields_of, is_missing
 from .qnet import QNets
 from .search.exhaustive import exhaustive
 from .search.results import Results
@@ -48,17 +48,25 @@ class OnIndex(ByArguments):
         if self.model is None:
             record = reader.meta.get("model")
             return None if record is None else self._open("recorded", str(record), lambda: from_record(record))
+        if not hasattr(self.model, "encode_queries"):
+            raise ValueError(f"model: expected an encoder, found {self.model!r}; pass Hypencoder(...) or BiEncoder(...)")
         return self.model
 
     def _fitting_qnets(self, queries: pd.DataFrame) -> QNets:
         """The q-nets of a frame's queries, narrowed where asked for, which take the index's vectors."""
         reader, model = self._reader(), self._encoder()
         if "query_vec" not in queries.columns and model is not None:
-            self._open("fit", (identity(reader.path), model, model.revision), lambda: _check_fit(reader, model))
+            _check_fit(reader, model)
         qnets = qnets_of(queries, model, reader.vec_size)
         if qnets.spec.input_dim != reader.vec_size:
             raise ValueError(_misfit(reader, model, f"{reader.vec_size} dimensions", f"{qnets.spec.input_dim}"))
-        return qnets if self.qnet_width is None else qnets.narrow(self.qnet_width)
+        return self._narrowed(qnets)
+
+    def _narrowed(self, qnets: QNets) -> QNets:
+        if self.qnet_width is None:
+            return qnets
+        check_positive("qnet_width", self.qnet_width)
+        return qnets.narrow(self.qnet_width)
 
 
 class Option:
@@ -216,7 +224,7 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
         """The same retriever with at most k results, where that is fewer (``retriever % k``)."""
-        if k >= self.num_results:
+        if not 0 < k < self.num_results:
             return None
         return pt.inspect.transformer_apply_attributes(self, num_results=k)
 
@@ -270,8 +278,7 @@ class HypencoderScorer(OnIndex, TextScorer):
     def _qnets(self, queries: pd.DataFrame) -> QNets:
         if self._index is not None:
             return self._fitting_qnets(queries)
-        qnets = qnets_of(queries, self.model, None)
-        return qnets if self.qnet_width is None else qnets.narrow(self.qnet_width)
+        return self._narrowed(qnets_of(queries, self.model, None))
 
     def _vectors(self, frame: pd.DataFrame) -> Any:
         if self._index is None or "doc_vec" in frame.columns:
@@ -343,7 +350,10 @@ def _counter(progress: Any, n_queries: int) -> Callable[[int], object]:
 
 def _path_of(index: Any) -> Path | None:
     """The directory of an index object, or of a path."""
-    return None if index is None else Path(getattr(index, "path", index))
+    path = getattr(index, "path", index)
+    if path is not None and not isinstance(path, str | Path):
+        raise ValueError(f"index: expected a HypencoderIndex or its path, found {index!r}; pass an encoder as model=...")
+    return None if path is None else Path(path)
 
 
 def _gather(reader: Reader, docids: np.ndarray) -> torch.Tensor:
@@ -375,8 +385,8 @@ def _misfit(reader: Reader, model: Encoder | None, expected: str, found: str) ->
 
 def _known(reader: Reader, docnos: Collection[str]) -> np.ndarray:
     """The docids of those docnos that the index has, ascending."""
-    if isinstance(docnos, str):
-        raise ValueError(f"{FILTER_COLUMN}: expected a collection of docnos, found the string {docnos!r}; put it in a list")
+    if isinstance(docnos, str) or not isinstance(docnos, Iterable):
+        raise ValueError(f"{FILTER_COLUMN}: expected a collection of docnos, found {docnos!r}; put docnos in a list or set")
     docids = np.unique(reader.docnos.find([str(docno) for docno in docnos]))
     return docids[docids >= 0]
 
@@ -385,10 +395,7 @@ def _allowed(reader: Reader, batch: pd.DataFrame, everyone: np.ndarray | None) -
     """For each query the docids that it may return, or None for all."""
     if FILTER_COLUMN not in batch.columns:
         return [everyone] * len(batch)
-    own = [
-        None if docnos is None or (isinstance(docnos, float) and np.isnan(docnos)) else _known(reader, docnos)
-        for docnos in batch[FILTER_COLUMN]
-    ]
+    own = [None if is_missing(docnos) else _known(reader, docnos) for docnos in batch[FILTER_COLUMN]]
     if everyone is None:
         return own
     return [everyone if ids is None else np.intersect1d(ids, everyone, assume_unique=True) for ids in own]
@@ -409,7 +416,7 @@ def _ranked(
         .iloc[np.repeat(np.arange(len(topics)), counts)]
         .reset_index(drop=True)
         .assign(
-            docno=joined(docnos, object),
+            docno=pd.Series(joined(docnos, object), dtype=str),
             docid=joined(docids, np.int64),
             score=joined(scores, np.float32),
             rank=joined([np.arange(n) for n in counts], np.int64),

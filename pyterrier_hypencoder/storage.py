@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,39 @@ def is_index(path: Path) -> bool:
         return False
 
 
+def is_unfinished(path: Path) -> bool:
+    """Whether a build of an index was begun and has not put it in place."""
+    return (staging_path(path) / "index").is_dir()
+
+
+def discard_leftovers(path: Path) -> None:
+    """Removes what a build left behind that was killed after it had put its index in place."""
+    staging = staging_path(path)
+    if staging.is_dir() and not is_unfinished(path):
+        with suppress(Timeout), FileLock(staging / "lock").acquire(blocking=False):
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def facts_of(dtype: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """What ``pt_meta.json`` says, and a resumed build must agree on."""
+    _check_option("dtype", dtype, tuple(DTYPES))
+    return {"dtype": DTYPES[dtype][0], **json.loads(json.dumps(facts))}
+
+
+def check_facts(path: Path, begun: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Checks that a build is resumed as it was begun.
+
+    Raises:
+        ValueError: naming both.
+    """
+    begun = {key: begun.get(key) for key in facts}
+    if begun != facts:
+        raise ValueError(
+            f"expected to resume the build of {path} with {begun}, found {facts}; use the same model, dtype and text field, "
+            "or mode='overwrite' to begin anew"
+        )
+
+
 class Writer:
     """Builds an index in a sibling directory and puts it in place by one rename.
 
@@ -44,7 +78,8 @@ class Writer:
 
     Args:
         path: the index.
-        mode: ``create`` (there must be nothing), ``overwrite`` (replaces what is there, when complete) or ``resume``.
+        mode: ``create`` (there must be nothing), ``overwrite`` (replaces what is there, when complete) or ``resume`` (of
+            either; there may be an index only where it is being overwritten).
         dtype: ``fp16`` or ``fp32``.
         facts: what ``pt_meta.json`` says and a resumed build must agree on (model, text field).
 
@@ -55,21 +90,22 @@ class Writer:
     """
 
     def __init__(self, path: Path, *, mode: str, dtype: str, facts: dict[str, Any]) -> None:
-        for name, value, choices in (("mode", mode, ("create", "overwrite", "resume")), ("dtype", dtype, tuple(DTYPES))):
-            if value not in choices:
-                raise ValueError(f"{name}: expected one of {list(choices)}, found {value!r}")
+        _check_option("mode", mode, ("create", "overwrite", "resume"))
+        self.facts = facts_of(dtype, facts)
         self.path = path
         self.staging = staging_path(path)
         suffix, self.dtype = DTYPES[dtype]
-        self.facts = {"dtype": suffix, **json.loads(json.dumps(facts))}
-        self._vecs_file = self.staging / "index" / f"vecs.{suffix}"
+        self._index = self.staging / "index"  # becomes the index by one rename
+        self._old = self.staging / "old"  # the replaced index, until it is removed
+        self._vecs_file = self._index / f"vecs.{suffix}"
         self._docnos_file = self.staging / "docnos.jsonl"  # the docnos while building: one JSON string a line
         self._state_file = self.staging / "state.json"
         self._check_place(mode)
         self._begin(mode)
 
     def _check_place(self, mode: str) -> None:
-        if mode != "overwrite" and self.path.exists():
+        unfinished = is_unfinished(self.path)
+        if self.path.exists() and (mode == "create" or (mode == "resume" and not unfinished)):
             raise FileExistsError(
                 f"expected nothing at {self.path}, found an index or other files; pass mode='overwrite' to replace an index, "
                 "or give another path"
@@ -79,7 +115,7 @@ class Writer:
                 f"expected an index to overwrite at {self.path}, found something else, which is left alone; give another "
                 "path, or remove it yourself"
             )
-        if mode == "create" and self.staging.exists():
+        if mode == "create" and unfinished:
             raise FileExistsError(
                 f"expected nothing at {self.staging}, found what an interrupted build left; pass mode='resume' to go on "
                 "with it, or mode='overwrite' to begin anew"
@@ -92,14 +128,39 @@ class Writer:
             self._lock.acquire(blocking=False)
         except Timeout as err:
             raise RuntimeError(f"expected to be alone in building {self.path}, found another process at it; wait") from err
-        if mode == "overwrite":
-            self._state_file.unlink(missing_ok=True)
+        try:
+            self._put_back()
+            if mode == "overwrite" or not is_unfinished(self.path):
+                self._state_file.unlink(missing_ok=True)
+            self._open()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _put_back(self) -> None:
+        """Undoes the first of the two renames that replace an index, where the second one did not come."""
+        if os.path.lexists(self._old):
+            if is_unfinished(self.path) and not self.path.exists():
+                os.replace(self._old, self.path)
+            else:
+                shutil.rmtree(self._old, ignore_errors=True)
+
+    def _open(self) -> None:
         self.count, self.vec_size, docno_bytes = self._read_state()
-        self._vecs_file.parent.mkdir(exist_ok=True)
+        vec_bytes = self.count * (self.vec_size or 0) * self.dtype.itemsize
+        if not self.count:  # whatever is there may be of another dtype
+            shutil.rmtree(self._index, ignore_errors=True)
+        for file, size in ((self._vecs_file, vec_bytes), (self._docnos_file, docno_bytes)):
+            if size > (file.stat().st_size if file.exists() else 0):
+                raise ValueError(
+                    f"expected {size} bytes in {file} to go on with, found fewer; what an interrupted build left is damaged: "
+                    "pass mode='overwrite' to begin anew"
+                )
+        self._index.mkdir(exist_ok=True)
         self._vecs = open(self._vecs_file, "ab")
         self._docnos = open(self._docnos_file, "ab")
         # What was written after the last batch that counts is cut off again.
-        self._vecs.truncate(self.count * (self.vec_size or 0) * self.dtype.itemsize)
+        self._vecs.truncate(vec_bytes)
         self._docnos.truncate(docno_bytes)
         self._seen = Seen(self.stored_docnos)
         for docnos in chunked(self.stored_docnos(), 10_000):
@@ -110,17 +171,13 @@ class Writer:
         if not self._state_file.exists():
             return 0, None, 0
         state = json.loads(self._state_file.read_text())
-        if state["facts"] != self.facts:
-            self._lock.release()
-            raise ValueError(
-                f"expected to resume the build of {self.path} with {state['facts']}, found {self.facts}; use the same model, "
-                "dtype and text field, or mode='overwrite' to begin anew"
-            )
+        check_facts(self.path, state["facts"], self.facts)
         return state["count"], state["vec_size"], state["docno_bytes"]
 
     def stored_docnos(self) -> Iterator[str]:
         """The docnos that are already stored, in order."""
-        return map(json.loads, open(self._docnos_file, encoding="utf-8"))
+        with open(self._docnos_file, encoding="utf-8") as lines:
+            yield from map(json.loads, lines)
 
     def check(self, docnos: Sequence[str]) -> None:
         """Checks the docnos of a batch before work is spent on it.
@@ -153,7 +210,8 @@ class Writer:
         _write_json(self._state_file, state)
 
     def _checked(self, docnos: Sequence[str], vectors: np.ndarray) -> np.ndarray:
-        if vectors.ndim != 2 or not vectors.shape[1] or vectors.shape[1] != (self.vec_size or vectors.shape[1]):
+        fits = vectors.ndim == 2 and len(vectors) == len(docnos) and vectors.shape[1] == (self.vec_size or vectors.shape[1])
+        if not fits or not vectors.size:
             raise ValueError(
                 f"expected vectors of shape ({len(docnos)}, {self.vec_size or 'D'}), found {vectors.shape}; do all "
                 "documents come from one model?"
@@ -177,9 +235,8 @@ class Writer:
             raise ValueError("expected at least one document, found none; nothing was written")
         self._vecs.close()
         self._docnos.close()
-        index = self.staging / "index"
-        write_docnos(index / DOCNOS_FILE, self.stored_docnos())
-        _fsync(index / DOCNOS_FILE)
+        write_docnos(self._index / DOCNOS_FILE, self.stored_docnos())
+        _fsync(self._index / DOCNOS_FILE)
         meta = {
             "type": "dense_index",
             "format": "hypencoder",
@@ -190,27 +247,26 @@ class Writer:
             **self.facts,
             "written_by": f"pyterrier-hypencoder {version('pyterrier-hypencoder')}",
         }
-        _write_json(index / META_FILE, meta)
-        old = self.path.with_name(self.path.name + ".old")
+        _write_json(self._index / META_FILE, meta)
         if self.path.exists():
-            os.replace(self.path, old)
-        os.replace(index, self.path)
+            os.replace(self.path, self._old)
+        os.replace(self._index, self.path)
         _fsync(self.path.parent)
-        for leftover in (self.staging, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(self.staging, ignore_errors=True)
         self._lock.release()
 
     def abandon(self) -> None:
         """Closes after an error: what was stored stays for ``mode="resume"``; where that is nothing, all is removed."""
         self._vecs.close()
         self._docnos.close()
+        self._put_back()
         if not self.count:
             shutil.rmtree(self.staging, ignore_errors=True)
         self._lock.release()
 
 
 class Reader:
-    """An index directory, opened for reading; checked on opening, mapped into memory, never copied.
+    """An index directory, opened for reading: checked on opening; the vectors are mapped into memory, never copied.
 
     Args:
         path: the index.
@@ -253,9 +309,9 @@ def _checked_meta(path: Path) -> dict[str, Any]:
             f"expected an index of type dense_index and format hypencoder at {path}, found {meta.get('type')} and "
             f"{meta.get('format')}; vectors of pyterrier_dr are taken over by HypencoderIndex.from_flex"
         )
-    if not isinstance(meta.get("format_version"), int) or meta["format_version"] > FORMAT_VERSION:
+    if meta.get("format_version") != FORMAT_VERSION:
         raise ValueError(
-            f"expected an index of format version {FORMAT_VERSION} at {path}, found version {meta.get('format_version')}, "
+            f"expected an index of format version {FORMAT_VERSION} at {path}, found version {meta.get('format_version')!r}, "
             f"written by {meta.get('written_by', 'a newer pyterrier-hypencoder')}; upgrade pyterrier-hypencoder"
         )
     counts = (meta.get("doc_count"), meta.get("vec_size"))
@@ -265,6 +321,11 @@ def _checked_meta(path: Path) -> dict[str, Any]:
             f"{counts[0]}, {counts[1]} and {meta.get('dtype')}; copy or build the index again"
         )
     return meta
+
+
+def _check_option(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {list(choices)}, found {value!r}")
 
 
 def _check_size(file: Path, expected: int, meta: dict[str, Any]) -> None:

@@ -257,3 +257,61 @@ def test_encoders_are_their_arguments(bert):
 def test_pool_names_the_poolings_that_exist():
     with pytest.raises(ValueError, match="cls"):
         pool(torch.zeros(1, 1, 1), torch.ones(1, 1), "sum")
+
+
+@pytest.fixture
+def skip_config(golden, bert):
+    """A Hypencoder over the small BERT that starts from its inner product."""
+    from pyterrier_hypencoder.model import DualEncoderConfig
+
+    return DualEncoderConfig(
+        query_encoder_kwargs={
+            "model_name_or_path": str(bert),
+            "base_encoder_output_dim": 24,
+            "embedding_representation": "mean",
+            "head_start": "dense",
+            "converter_kwargs": {
+                "vector_dimensions": [24, 24, 24, 1],
+                "inner_product_skip": True,
+                "skip_scale": 20.0,
+                "normalize_input": True,
+            },
+        },
+        passage_encoder_kwargs={"model_name_or_path": str(bert), "pooling_type": "mean", "normalize": True},
+        shared_encoder=True,
+    )
+
+
+def test_a_dense_start_gives_the_bi_encoders_scores_and_can_learn(skip_config, bert, some_texts, tmp_path):
+    from pyterrier_hypencoder import checkpoint
+
+    network = checkpoint.build(skip_config)
+    network.query_encoder.transformer.load_state_dict(checkpoint.read_weights(str(bert)))
+    checkpoint.save(network, tmp_path)
+    for name in TOKENIZER:
+        shutil.copy(bert / name, tmp_path)
+    dense = bi_encoder(bert, pooling="mean", normalize=True)
+    model = Hypencoder(tmp_path, device="cpu", doc_max_length=64)
+    vectors = torch.from_numpy(model.encode_docs(some_texts))
+    np.testing.assert_allclose(vectors, dense.encode_docs(some_texts), atol=1e-5)
+    qnets = model.encode_queries(some_texts[:5])
+    assert qnets.spec.inner_product_skip
+    expected = 20 * dense.encode_queries(some_texts[:5]).score(vectors)
+    torch.testing.assert_close(qnets.score(vectors), expected, rtol=1e-4, atol=1e-4)
+    assert model.fingerprint == dense.fingerprint
+
+    mask = torch.ones(2, 4, dtype=torch.long)
+    network.query_encoder(torch.randint(5, 100, (2, 4)), mask).score(vectors).pow(2).sum().backward()
+    output = network.query_encoder.weight_hyper_projection[-1]
+    assert output.weight.grad.abs().sum() > 0
+
+
+def test_a_skip_needs_a_query_vector_that_fits(skip_config):
+    from pyterrier_hypencoder import checkpoint
+
+    del skip_config.query_encoder_kwargs["embedding_representation"]
+    with pytest.raises(ValueError, match="embedding_representation"):
+        checkpoint.build(skip_config)
+    skip_config.query_encoder_kwargs |= {"embedding_representation": "cls", "head_start": "warm"}
+    with pytest.raises(ValueError, match="head_start"):
+        checkpoint.build(skip_config)

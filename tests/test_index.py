@@ -1,0 +1,247 @@
+"""The index as an artifact: opened, shared, pickled, iterated, and exchanged with pyterrier_dr."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import pytest
+
+from pyterrier_hypencoder import HypencoderIndex, HypencoderIndexer, HypencoderRetriever
+
+FIXTURE = Path(__file__).parent / "fixtures" / "v1.hyp"
+DOCNOS = ["d1", "07", "7", "日本 語", "été", "d10", *(f"MARCO_{i}" for i in range(300)), " ", "a b"]
+VECTORS = np.random.default_rng(2).standard_normal((len(DOCNOS), 8)).astype(np.float32)
+
+
+def build(path: Path, docnos: list[str], vectors: np.ndarray, **options: Any) -> HypencoderIndex:
+    docs = ({"docno": docno, "doc_vec": vector} for docno, vector in zip(docnos, vectors, strict=True))
+    index = HypencoderIndexer(path, **options).index(docs)
+    assert isinstance(index, HypencoderIndex)
+    return index
+
+
+@pytest.fixture(scope="module", params=["fp16", "fp32"])
+def small(request, tmp_path_factory) -> HypencoderIndex:
+    return build(tmp_path_factory.mktemp("small") / "x.hyp", DOCNOS, VECTORS, dtype=request.param)
+
+
+@pytest.fixture(scope="module")
+def query_vecs() -> pd.DataFrame:
+    vectors = np.random.default_rng(3).standard_normal((5, 8)).astype(np.float32)
+    return pd.DataFrame({"qid": [f"q{i}" for i in range(5)], "query_vec": list(vectors)})
+
+
+def assert_same_index(found: Any, expected: HypencoderIndex) -> None:
+    assert isinstance(found, HypencoderIndex)
+    assert found.meta == expected.meta
+    assert list(found.docnos) == list(expected.docnos)
+    np.testing.assert_array_equal(found.vectors, expected.vectors)
+
+
+# Opening and sharing
+
+
+def test_an_index_knows_its_size_documents_and_vectors(small):
+    assert len(small) == len(DOCNOS) and small.vec_size == 8
+    assert list(small.docnos) == DOCNOS
+    np.testing.assert_array_equal(small.vectors, VECTORS.astype(small.vectors.dtype))
+    assert repr(small) == f"HypencoderIndex({str(small.path)!r}, {len(DOCNOS)} x 8)"
+
+
+def test_the_committed_index_loads():
+    index = pt.Artifact.load(str(FIXTURE))
+    assert isinstance(index, HypencoderIndex) and len(index) == 6 and index.model() is None
+    assert list(index.docnos) == DOCNOS[:6]
+
+
+@pytest.mark.parametrize(
+    "load", [pt.Artifact.load, HypencoderIndex.load, HypencoderIndex, lambda path: HypencoderIndex(Path(path))]
+)
+def test_an_index_loads_by_its_path(small, load):
+    assert_same_index(load(str(small.path)), small)
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_an_index_is_pickled_as_its_path(small, protocol):
+    data = pickle.dumps(small, protocol)
+    assert len(data) < 1000
+    assert_same_index(pickle.loads(data), small)
+
+
+def test_indexes_are_equal_by_path(small, tmp_path):
+    same, other = HypencoderIndex(small.path), HypencoderIndex(shutil.copytree(small.path, tmp_path / "x.hyp"))
+    assert same == small and hash(same) == hash(small)
+    assert other != small and small != str(small.path)
+
+
+def test_changing_what_meta_returns_changes_nothing(small):
+    small.meta["doc_count"] = 1
+    assert small.meta["doc_count"] == len(small) == len(DOCNOS)
+
+
+def test_a_moved_or_copied_index_is_the_same(small, tmp_path):
+    copy = shutil.copytree(small.path, tmp_path / "a" / "y")
+    assert_same_index(pt.Artifact.load(str(copy)), small)
+    assert_same_index(pt.Artifact.load(str(copy.rename(tmp_path / "z"))), small)
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+def test_a_package_is_served_downloaded_and_opened(small, tmp_path, monkeypatch):
+    (tmp_path / "served").mkdir()
+    package = small.build_package(str(tmp_path / "served" / "x.tar.lz4"))
+    monkeypatch.setenv("PYTERRIER_HOME", str(tmp_path / "home"))
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "served")))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        found = pt.Artifact.from_url(f"http://127.0.0.1:{server.server_port}/{Path(package).name}")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert found.path.is_relative_to(tmp_path / "home")
+    assert_same_index(found, small)
+    contents = json.loads(Path(f"{package}.json").read_text())["contents"]
+    assert {file["path"] for file in contents} == {path.name for path in small.path.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["pt_meta.json", "docnos.npids", "vecs.f2"])
+def test_a_damaged_index_does_not_load(tmp_path, name):
+    path = build(tmp_path / "x.hyp", DOCNOS, VECTORS).path
+    (path / name).write_bytes((path / name).read_bytes()[:-1])
+    for load in (HypencoderIndex, HypencoderIndex.load):
+        with pytest.raises(ValueError, match="expected .*, found"):
+            load(str(path))
+    with pytest.raises(ValueError):  # of a damaged pt_meta.json PyTerrier itself says so
+        pt.Artifact.load(str(path))
+
+
+def test_no_index_does_not_load(tmp_path):
+    with pytest.raises(FileNotFoundError, match="found nothing; build it with HypencoderIndexer"):
+        HypencoderIndex(tmp_path / "x.hyp")
+    with pytest.raises(ValueError, match="found no pt_meta.json there"):
+        HypencoderIndex(tmp_path)
+
+
+# Documents
+
+
+@pytest.mark.parametrize(
+    ("start", "stop"), [(None, None), (0, 3), (5, None), (None, 5), (3, 3), (7, 2), (-2, None), (300, 10_000), (10_000, None)]
+)
+def test_documents_are_iterated_as_a_slice(small, start, stop):
+    found = list(small.get_corpus_iter(start, stop))
+    assert [doc["docno"] for doc in found] == DOCNOS[start:stop]
+    assert all(doc["doc_vec"].dtype == np.float32 for doc in found)
+    np.testing.assert_array_equal(
+        np.array([doc["doc_vec"] for doc in found]).reshape(-1, 8), small.vectors[start:stop].astype(np.float32)
+    )
+
+
+def test_long_slices_are_iterated_across_blocks(tmp_path):
+    n = 9000
+    vectors = np.arange(2 * n, dtype=np.float32).reshape(n, 2)
+    index = build(tmp_path / "x.hyp", [f"d{i}" for i in range(n)], vectors, dtype="fp32")
+    found = list(index.get_corpus_iter(10, 8990))
+    assert [doc["docno"] for doc in found] == [f"d{i}" for i in range(10, 8990)]
+    np.testing.assert_array_equal([doc["doc_vec"] for doc in found], vectors[10:8990])
+
+
+def test_an_index_is_made_again_from_its_own_documents(small, tmp_path):
+    dtype = {"f2": "fp16", "f4": "fp32"}[small.meta["dtype"]]
+    assert_same_index(HypencoderIndexer(tmp_path / "x.hyp", dtype=dtype).index(small.get_corpus_iter()), small)
+
+
+def test_vec_loader_adds_the_stored_vectors(small):
+    frame = pd.DataFrame({"qid": "q", "docno": ["été", "MARCO_299", "d1", "été"], "score": 1.0}, index=[3, 1, 3, 7])
+    found = small.vec_loader()(frame)
+    assert list(found.columns) == ["qid", "docno", "score", "doc_vec"]
+    expected = small.vectors[[4, 305, 0, 4]].astype(np.float32)
+    np.testing.assert_array_equal(np.stack(found["doc_vec"]), expected)
+    pd.testing.assert_frame_equal(found.drop(columns="doc_vec"), frame)
+    with pytest.raises(ValueError, match="found unknown ones: nope"):
+        small.vec_loader()(pd.DataFrame({"docno": ["d1", "nope"]}))
+
+
+# pyterrier_dr
+
+
+@pytest.fixture
+def dr() -> Any:
+    return pytest.importorskip("pyterrier_dr")
+
+
+@pytest.mark.parametrize(
+    "docnos",
+    [
+        [f"MARCO_{i}" for i in range(300)],
+        [str(i) for i in range(300)],
+        [f"{i:05d}" for i in range(300)],
+        [*(f"MARCO_{i}" for i in range(270)), *(f"d{i}" for i in range(30))],
+    ],
+    ids=["prefix", "sequence", "padded", "two kinds"],
+)
+def test_vectors_go_to_pyterrier_dr_and_back(dr, tmp_path, docnos):
+    index = build(tmp_path / "x.hyp", docnos, VECTORS[:300], dtype="fp32")
+    flex = index.to_flex(tmp_path / "x.flex")
+    assert isinstance(flex, dr.FlexIndex) and len(flex) == 300
+    np.testing.assert_array_equal(flex.payload()[1], VECTORS[:300])
+    for source in (flex, str(tmp_path / "x.flex"), tmp_path / "x.flex"):
+        assert_same_index(HypencoderIndex.from_flex(source, tmp_path / "y.hyp", mode="overwrite", dtype="fp32"), index)
+
+
+def test_vectors_of_pyterrier_dr_are_taken_over(dr, tmp_path):
+    flex = dr.FlexIndex(str(tmp_path / "x.flex"), verbose=False)
+    flex.index({"docno": f"d{i}", "doc_vec": vector} for i, vector in enumerate(VECTORS))
+    index = HypencoderIndex.from_flex(flex, tmp_path / "x.hyp")
+    np.testing.assert_array_equal(index.vectors, VECTORS.astype(np.float16))
+    assert list(index.docnos) == [f"d{i}" for i in range(len(VECTORS))]
+    with pytest.raises(FileExistsError, match="expected nothing at"):
+        HypencoderIndex.from_flex(flex, tmp_path / "x.hyp")
+
+
+def test_pyterrier_dr_ranks_the_same_vectors_alike(dr, tmp_path, small, query_vecs):
+    ours = HypencoderRetriever(small, num_results=50)(query_vecs)
+    theirs = small.to_flex(tmp_path / "x.flex").np_retriever(num_results=50)(query_vecs)
+    theirs = theirs.sort_values(["qid", "rank"], ignore_index=True)
+    assert ours["docno"].tolist() == theirs["docno"].tolist()
+    assert ours["rank"].tolist() == theirs["rank"].tolist()
+    np.testing.assert_allclose(ours["score"], theirs["score"], rtol=1e-5, atol=1e-5)
+
+
+def test_an_existing_flex_index_is_left_alone(dr, tmp_path, small):
+    small.to_flex(tmp_path / "x.flex")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "x.flex").iterdir()}
+    with pytest.raises(RuntimeError, match="already"):
+        small.to_flex(tmp_path / "x.flex")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "x.flex").iterdir()} == before
+
+
+def test_a_flex_index_is_not_opened_as_ours(dr, tmp_path, small):
+    small.to_flex(tmp_path / "x.flex")
+    with pytest.raises(ValueError, match="found dense_index and flex; .*HypencoderIndex.from_flex"):
+        HypencoderIndex(tmp_path / "x.flex")
+
+
+def test_without_pyterrier_dr_it_says_what_to_install(monkeypatch, tmp_path, small):
+    monkeypatch.setitem(sys.modules, "pyterrier_dr", None)
+    with pytest.raises(ImportError, match="pip install pyterrier-dr"):
+        small.to_flex(tmp_path / "x.flex")
+    with pytest.raises(ImportError, match="pip install pyterrier-dr"):
+        HypencoderIndex.from_flex("x.flex", tmp_path / "x.hyp")
+    assert not list(tmp_path.iterdir())
