@@ -1,0 +1,231 @@
+"""With other plugins: pyterrier-caching, pyterrier_dr and pyterrier_adaptive."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import pytest
+
+from pyterrier_hypencoder import HypencoderIndex, HypencoderIndexer, HypencoderRetriever, HypencoderScorer
+
+
+@pytest.fixture(scope="module")
+def full(index, model, topics):
+    """The exhaustive ranking."""
+    return index.retriever(model)(topics)
+
+
+@pytest.fixture(scope="module")
+def candidates(topics, docs):
+    """15 documents of each query, as a lexical retriever might return them."""
+    frame = topics.merge(pd.DataFrame({"docno": [doc["docno"] for doc in docs]}), how="cross")
+    frame = frame.sample(frac=1, random_state=2).groupby("qid").head(15).sort_values("qid", kind="stable", ignore_index=True)
+    rank = frame.groupby("qid").cumcount()
+    return frame.assign(score=50.0 - rank, rank=rank)
+
+
+def scores_of(results: pd.DataFrame) -> pd.Series:
+    return results.set_index(["qid", "docno"])["score"].astype(np.float32).sort_index()
+
+
+def assert_scores(found: pd.DataFrame, expected: pd.DataFrame) -> None:
+    """Every document found has its score, to a thousandth of the largest."""
+    wanted = scores_of(expected).loc[scores_of(found).index]
+    assert len(found) > 0
+    np.testing.assert_allclose(scores_of(found), wanted, rtol=0, atol=1e-3 * expected["score"].abs().max())
+
+
+def count(monkeypatch, owner: type, method: str) -> list[str]:
+    """Collects one entry for every call of a method."""
+    calls: list[str] = []
+    original = getattr(owner, method)
+    monkeypatch.setattr(owner, method, lambda self, *args: calls.append(method) or original(self, *args))
+    return calls
+
+
+# pyterrier-caching
+
+
+@pytest.fixture
+def caching():
+    return pytest.importorskip("pyterrier_caching")
+
+
+def test_a_cached_retriever_searches_once(caching, index, model, topics, full, tmp_path, monkeypatch):
+    searches = count(monkeypatch, HypencoderRetriever, "_search_batch")
+    with caching.RetrieverCache(tmp_path / "cache", index.retriever(model)) as cache:
+        for _ in range(2):
+            found = cache(topics)
+            assert_scores(found, full)
+            assert list(found.columns) == list(full.columns) and len(found) == len(full)
+            assert len(searches) == 1
+        cache(pd.concat([topics, topics.iloc[:1].assign(qid="new")]))
+        assert len(searches) == 2
+    with caching.RetrieverCache(tmp_path / "cache", index.retriever(model)) as reopened:
+        assert_scores(reopened(topics), full)
+    assert len(searches) == 2
+
+
+def test_a_cached_scorer_scores_once(caching, index, model, candidates, full, tmp_path, monkeypatch):
+    batches = count(monkeypatch, HypencoderScorer, "_score")
+    with caching.ScorerCache(tmp_path / "cache", index.scorer(model)) as cache:
+        for _ in range(2):
+            found = cache(candidates)
+            assert_scores(found, full)
+            assert len(found) == len(candidates) and len(batches) == 5
+        ranked = found.sort_values(["qid", "rank"])
+        assert (ranked.groupby("qid")["score"].diff().dropna() <= 0).all()
+
+
+def test_a_dense_cached_scorer_scores_once(caching, index, model, docs, candidates, full, tmp_path, monkeypatch):
+    pytest.importorskip("h5py")
+    batches = count(monkeypatch, HypencoderScorer, "_score")
+    with caching.DenseScorerCache(tmp_path / "cache", index.scorer(model)) as cache:
+        cache.build(docs)
+        for _ in range(2):
+            assert_scores(cache(candidates), full)
+            assert len(batches) == 5
+
+
+def test_an_indexer_cache_fills_an_index(caching, model, docs, topics, full, tmp_path):
+    cache = caching.IndexerCache(tmp_path / "cache")
+    (model.doc_encoder() >> cache).index(docs)
+    index = HypencoderIndexer(tmp_path / "cached.hyp", dtype="fp32").index(iter(cache))
+    assert_scores(index.retriever(model)(topics), full)
+
+
+def test_caches_of_pipelines_draw(caching, index, model, tmp_path):
+    cache = caching.RetrieverCache(tmp_path / "cache", index.retriever(model))
+    assert "Hypencoder" in pt.schematic.draw(cache >> index.scorer(model))
+
+
+# pyterrier_dr
+
+
+@pytest.fixture(scope="module")
+def dr():
+    return pytest.importorskip("pyterrier_dr")
+
+
+@pytest.fixture(scope="module")
+def flex(dr, index, tmp_path_factory):
+    """The same vectors as a FlexIndex, with a neighbour graph."""
+    return index.to_flex(tmp_path_factory.mktemp("flex") / "docs.flex")
+
+
+@pytest.fixture(scope="module")
+def graph(flex):
+    return flex.corpus_graph(8)
+
+
+def reachable(graph, candidates: pd.DataFrame, index: HypencoderIndex, hops: int) -> dict[str, set[str]]:
+    """The candidates of each query and their neighbours."""
+    found = {}
+    for qid, run in candidates.groupby("qid"):
+        docids = {int(docid) for docid in index.docnos.find(run["docno"].to_numpy())}
+        for _ in range(hops):
+            docids |= {int(docid) for docid in np.ravel(graph.edges_data[sorted(docids)])}
+        found[qid] = set(index.docnos.at(np.array(sorted(docids))))
+    return found
+
+
+@pytest.mark.parametrize("hops", [1, 2])
+def test_ladr_with_q_nets_scores_the_neighbours_of_candidates(flex, graph, index, model, candidates, full, hops):
+    ladr = flex.ladr_proactive(graph, hops=hops, dense_scorer=index.scorer(model))
+    found = (model.query_encoder() >> ladr)(candidates)
+    expected = reachable(graph, candidates, index, hops)
+    assert {qid: set(run["docno"]) for qid, run in found.groupby("qid")} == expected
+    assert_scores(found, full)
+
+
+def test_adaptive_ladr_with_q_nets_finds_the_best_of_what_it_reaches(flex, graph, index, model, candidates, full):
+    ladr = flex.ladr_adaptive(graph, depth=20, num_results=10, dense_scorer=index.scorer(model), drop_query_vec=True)
+    found = (model.query_encoder() >> ladr)(candidates)
+    assert_scores(found, full)
+    assert (found.groupby("qid").size() == 10).all() and "query_vec" not in found
+    best = {qid: run["score"].max() for qid, run in index.scorer(model)(candidates).groupby("qid")}
+    assert all(run["score"].max() >= best[qid] - 1e-3 for qid, run in found.groupby("qid"))
+
+
+def test_a_flex_index_of_the_same_vectors_ranks_alike(flex, index):
+    vectors = np.random.default_rng(0).standard_normal((4, 24)).astype(np.float32)
+    topics = pd.DataFrame({"qid": list("abcd"), "query": "", "query_vec": list(vectors)})
+    ours, theirs = index.retriever(num_results=50)(topics), flex.np_retriever(num_results=50)(topics)
+    assert_scores(ours, theirs)
+    assert_scores(theirs, ours)
+
+
+def test_vectors_go_to_flex_and_back(flex, index, model, topics, full, tmp_path):
+    again = HypencoderIndex.from_flex(flex, tmp_path / "again.hyp", dtype="fp32")
+    np.testing.assert_array_equal(again.vectors, index.vectors)
+    assert_scores(again.retriever(model)(topics), full)
+
+
+class Encoder(pt.Transformer):
+    """Encodes as those of pyterrier_dr do: adds query_vec to queries and doc_vec to documents."""
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        with pt.validate.any(inp) as modes:
+            modes.columns(includes=["query"], mode="query_vec")
+            modes.columns(includes=["text"], mode="doc_vec")
+        texts = inp["query" if modes.mode == "query_vec" else "text"]
+        vectors = [np.array([len(text), text.count("a"), text.count("e")], dtype=np.float32) for text in texts]
+        return inp.assign(**{modes.mode: pd.Series(vectors, index=inp.index, dtype=object)})
+
+
+def test_encoders_of_other_plugins_work_on_both_sides(docs, topics, tmp_path):
+    index = (Encoder() >> HypencoderIndexer(tmp_path / "theirs.hyp", dtype="fp32")).index(docs)
+    pipeline = Encoder() >> index.retriever()
+    found = pipeline(topics)
+    queries = np.stack(Encoder()(topics)["query_vec"])
+    documents = np.stack(Encoder()(pd.DataFrame(docs))["doc_vec"])
+    expected = pd.DataFrame(queries @ documents.T, topics["qid"], [doc["docno"] for doc in docs]).stack()
+    np.testing.assert_allclose(scores_of(found), expected.sort_index(), rtol=1e-5)
+    assert pt.inspect.transformer_outputs(pipeline, ["qid", "query"])[-4:] == ["docno", "docid", "score", "rank"]
+    reranked = (Encoder() >> index.scorer())(found.drop(columns="query_vec"))
+    np.testing.assert_allclose(scores_of(reranked), expected.sort_index(), rtol=1e-5)
+
+
+def test_an_encoder_of_pyterrier_dr_works_on_both_sides(dr, minilm, tmp_path):
+    encoder = dr.SBertBiEncoder(minilm.name_or_path) if hasattr(dr, "SBertBiEncoder") else pytest.skip("no such encoder")
+    docs = [{"docno": "sun", "text": "The sun is a star."}, {"docno": "soup", "text": "Tomatoes make a soup."}]
+    index = (encoder >> HypencoderIndexer(tmp_path / "dr.hyp")).index(docs)
+    found = (encoder >> index.retriever())(pd.DataFrame({"qid": ["1"], "query": ["dinner recipe"]}))
+    assert list(found["docno"]) == ["soup", "sun"]
+
+
+# pyterrier_adaptive
+
+
+@pytest.fixture(scope="module")
+def adaptive():
+    return pytest.importorskip("pyterrier_adaptive")
+
+
+def test_gar_with_stored_vectors_reaches_beyond_the_candidates(adaptive, graph, index, model, candidates, full):
+    gar = adaptive.GAR(index.scorer(model), graph, num_results=30, batch_size=5)
+    found = gar(candidates)
+    assert_scores(found, full)
+    assert (found.groupby("qid").size() == 30).all()
+    first = set(zip(candidates["qid"], candidates["docno"], strict=True))
+    assert len(set(zip(found["qid"], found["docno"], strict=True)) - first) >= 5 * 15
+    assert (found.groupby("qid")["score"].diff().dropna() <= 0).all()
+
+
+def test_gar_with_a_graph_made_by_the_retriever(adaptive, index, model, docs, candidates, full, tmp_path):
+    graph = adaptive.CorpusGraph.from_retriever(index.retriever(model, num_results=6), iter(docs), tmp_path / "graph", k=5)
+    found = adaptive.GAR(index.scorer(model), graph, num_results=25, batch_size=5)(candidates)
+    assert_scores(found, full)
+    assert (found.groupby("qid").size() == 25).all()
+
+
+# pyterrier_alpha
+
+
+def test_reciprocal_rank_fusion(index, model, topics, candidates, full):
+    fusion = pytest.importorskip("pyterrier_alpha.fusion")
+    bm25 = pt.Transformer.from_df(candidates.drop(columns="query"))
+    found = fusion.RRFusion(index.retriever(model, num_results=20), bm25, num_results=30)(topics)
+    expected = set(scores_of(full[full["rank"] < 20]).index) | set(scores_of(candidates).index)
+    assert set(scores_of(found).index) <= expected and (found.groupby("qid").size() > 20).all()
