@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from .index import HypencoderIndex
     from .indexer import HypencoderIndexer
     from .qnet import QNets, QNetSpec
-    from .retriever import HypencoderRetriever, HypencoderScorer
+    from .retriever import HypencoderRetriever
+    from .scorer import HypencoderScorer
 
 _MODULES = {
     "BiEncoder": "encoder",
@@ -19,7 +20,7 @@ _MODULES = {
     "HypencoderIndex": "index",
     "HypencoderIndexer": "indexer",
     "HypencoderRetriever": "retriever",
-    "HypencoderScorer": "retriever",
+    "HypencoderScorer": "scorer",
     "QNetSpec": "qnet",
     "QNets": "qnet",
 }

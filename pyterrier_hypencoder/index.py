@@ -12,7 +12,8 @@ import pyterrier as pt
 from .encoder import Encoder, from_record
 from .frames import TextField
 from .indexer import HypencoderIndexer
-from .retriever import HypencoderRetriever, HypencoderScorer, VecLoader
+from .retriever import HypencoderRetriever
+from .scorer import HypencoderScorer, VecLoader
 from .storage import Reader
 
 

@@ -25,12 +25,13 @@ LAYERS = [
     "storage",
     "graph",
     "search",
+    "scorer",
     "retriever",
     "indexer",
     "index",
     "training",
 ]
-FORBIDDEN_FOR_TRAINING = {"storage", "search", "retriever", "indexer", "index", "docnos"}
+FORBIDDEN_FOR_TRAINING = {"storage", "search", "scorer", "retriever", "indexer", "index", "docnos"}
 
 
 def layer_of(path: Path) -> str:

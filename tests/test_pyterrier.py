@@ -25,7 +25,7 @@ from pyterrier_hypencoder import (
     HypencoderScorer,
 )
 from pyterrier_hypencoder.indexer import IndexedPipeline
-from pyterrier_hypencoder.retriever import VecLoader
+from pyterrier_hypencoder.scorer import VecLoader
 from pyterrier_hypencoder.stages import DocEncoder
 
 METRICS = [ir_measures.nDCG @ 10, ir_measures.RR, ir_measures.R @ 50]

@@ -1,0 +1,206 @@
+"""The PyTerrier transformers that read an index without searching it: scorer and vector loader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import torch
+
+from .encoder import Encoder, from_record
+from .frames import ByArguments, TextField, check_positive, docnos_of, fields_of
+from .qnet import QNets
+from .stages import TextScorer, qnets_of
+from .storage import Reader, identity
+
+
+class OnIndex(ByArguments):
+    """What transformers over an index share: the opened directory and the model that fits it."""
+
+    _index: Any
+    model: Any
+    qnet_width: int | None
+
+    def _reader(self) -> Reader:
+        """The opened index; opened anew when the index was replaced, or the attribute set to another."""
+        path = path_of(self._index)
+        if path is None:
+            raise ValueError(
+                f"{type(self).__name__}: expected an index, found none; pass one (an index or its path), or compose it: "
+                "HypencoderIndexer(path, model) >> HypencoderRetriever()"
+            )
+        return self._open("reader", identity(path), lambda: Reader(path))
+
+    def _encoder(self) -> Encoder | None:
+        """The model given, or the one that the index names; checked against the index."""
+        reader = self._reader()
+        if self.model is None:
+            record = reader.meta.get("model")
+            return None if record is None else self._open("recorded", str(record), lambda: from_record(record))
+        if not hasattr(self.model, "encode_queries"):
+            raise ValueError(f"model: expected an encoder, found {self.model!r}; pass Hypencoder(...) or BiEncoder(...)")
+        return self.model
+
+    def _fitting_qnets(self, queries: pd.DataFrame) -> QNets:
+        """The q-nets of a frame's queries, narrowed where asked for, which take the index's vectors."""
+        reader, model = self._reader(), self._encoder()
+        if "query_vec" not in queries.columns and model is not None:
+            _check_fit(reader, model)
+        qnets = qnets_of(queries, model, reader.vec_size)
+        if qnets.spec.input_dim != reader.vec_size:
+            raise ValueError(_misfit(reader, model, f"{reader.vec_size} dimensions", f"{qnets.spec.input_dim}"))
+        return self._narrowed(qnets)
+
+    def _narrowed(self, qnets: QNets) -> QNets:
+        if self.qnet_width is None:
+            return qnets
+        check_positive("qnet_width", self.qnet_width)
+        return qnets.narrow(self.qnet_width)
+
+
+class HypencoderScorer(OnIndex, TextScorer):
+    """Re-ranks with stored vectors; or with a ``doc_vec`` column, which comes first; or, without index, by encoding text.
+
+    Also scores for pyterrier_dr's LADR and pyterrier_adaptive's GAR (see :meth:`score`).
+
+    Args:
+        index: a :class:`HypencoderIndex` or its path; None to take documents from ``doc_vec`` or text.
+        model: the encoder of the queries; None takes the one recorded in the index.
+        text_field: the field with the text, or several; only without index.
+        batch_size: queries whose q-nets are in memory at a time.
+        device: where q-nets are evaluated: ``auto``, ``cpu`` or ``cuda[:n]``.
+        precision: of that evaluation: ``auto``, ``fp32`` or ``bf16``.
+        qnet_width: evaluate only the first units of every hidden layer, for Matryoshka models; None for all.
+        verbose: whether to show progress.
+    """
+
+    schematic = {"label": "HypencoderScorer"}
+
+    def __init__(
+        self,
+        index: Any = None,
+        model: Encoder | None = None,
+        *,
+        text_field: TextField = "text",
+        batch_size: int = 32,
+        device: str = "auto",
+        precision: str = "auto",
+        qnet_width: int | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self._index = index
+        self.model = model
+        self.text_field = text_field
+        self.batch_size = batch_size
+        self.device = device
+        self.precision = precision
+        self.qnet_width = qnet_width
+        self.verbose = verbose
+
+    def _document_columns(self) -> list[list[str]]:
+        return [[], ["doc_vec"]] if self._index is not None else [fields_of(self.text_field), ["doc_vec"]]
+
+    def _qnets(self, queries: pd.DataFrame) -> QNets:
+        if self._index is not None:
+            return self._fitting_qnets(queries)
+        return self._narrowed(qnets_of(queries, self.model, None))
+
+    def _vectors(self, frame: pd.DataFrame) -> Any:
+        if self._index is None or "doc_vec" in frame.columns:
+            return super()._vectors(frame)
+        reader = self._reader()
+        docids = reader.docnos.known(docnos_of(frame))
+        return lambda rows: _gather(reader, docids[rows])
+
+    def _ties(self, frame: pd.DataFrame) -> np.ndarray:
+        if self._index is None or "doc_vec" in frame.columns:
+            return super()._ties(frame)
+        return self._reader().docnos.find(docnos_of(frame))
+
+    def score(self, query_vecs: np.ndarray, docids: np.ndarray) -> np.ndarray:
+        """Scores documents by docid: what pyterrier_dr's scorers offer to its search algorithms.
+
+        Args:
+            query_vecs: (Q, D) query vectors or (Q, n) flattened q-nets, as ``query_vec`` holds them.
+            docids: (N,) docids of the index.
+
+        Returns:
+            (Q, N) float32.
+        """
+        docids = np.asarray(docids, dtype=np.int64)
+        if docids.size and not (0 <= docids.min() and docids.max() < self._reader().doc_count):
+            raise ValueError(
+                f"docid: expected 0 to {self._reader().doc_count - 1}, found {docids.min()} to {docids.max()}; do they come "
+                "from another index?"
+            )
+        qnets = self._fitting_qnets(pd.DataFrame({"query_vec": list(np.atleast_2d(query_vecs))}))
+        return self._score(qnets, _gather(self._reader(), docids)).cpu().numpy()
+
+
+class VecLoader(OnIndex, pt.Transformer):
+    """Adds the stored vectors of documents as ``doc_vec`` (float32).
+
+    Args:
+        index: a :class:`HypencoderIndex` or its path.
+    """
+
+    schematic = {"label": "VecLoader"}
+    model = None
+
+    def __init__(self, index: Any) -> None:
+        self._index = index
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Takes frames with ``docno``, keeps all columns, adds ``doc_vec``; unknown docnos are an error."""
+        pt.validate.columns(inp, includes=["docno"])
+        vectors: list[np.ndarray] = []
+        if len(inp):
+            reader = self._reader()
+            vectors = list(_gather(reader, reader.docnos.known(docnos_of(inp))).numpy())
+        return inp.assign(doc_vec=pd.Series(vectors, index=inp.index, dtype=object))
+
+    def fuse_rank_cutoff(self, k: int) -> pt.Transformer:
+        """Vectors are loaded only for the documents that a cut-off leaves."""
+        return pt.RankCutoff(k) >> self
+
+    def subtransformers(self) -> dict[str, Any]:
+        """None: the index is no stage of its own."""
+        return {}
+
+
+def path_of(index: Any) -> Path | None:
+    """The directory of an index object, or of a path."""
+    path = getattr(index, "path", index)
+    if path is not None and not isinstance(path, str | Path):
+        raise ValueError(f"index: expected a HypencoderIndex or its path, found {index!r}; pass an encoder as model=...")
+    return None if path is None else Path(path)
+
+
+def _gather(reader: Reader, docids: np.ndarray) -> torch.Tensor:
+    """Stored vectors by docid, (n, D) float32."""
+    return torch.from_numpy(reader.vectors[docids].astype(np.float32))
+
+
+def _check_fit(reader: Reader, model: Encoder) -> None:
+    """Checks that a model's document vectors are those of the index, as far as the index knows.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if model.vec_size != reader.vec_size:
+        raise ValueError(_misfit(reader, model, f"{reader.vec_size} dimensions", f"{model.vec_size}"))
+    expected = (reader.meta.get("model") or {}).get("fingerprint")
+    if expected is not None and expected != model.fingerprint:
+        raise ValueError(_misfit(reader, model, f"document encoder {expected}", f"{model.fingerprint}"))
+
+
+def _misfit(reader: Reader, model: Encoder | None, expected: str, found: str) -> str:
+    record = reader.meta.get("model")
+    made_by = f"{record['class']}({record['name']!r})" if record else "vectors from elsewhere"
+    return (
+        f"the index {reader.path} was made by {made_by}: expected a model of {expected}, found {model or 'query vectors'} of "
+        f"{found}; search with the model that the index was made with, or build another index"
+    )
