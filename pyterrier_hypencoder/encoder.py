@@ -198,6 +198,7 @@ class Encoder(ByArguments):
         batch_size: int = 32,
         device: str | None = None,
         precision: str = "auto",
+        qnet_width: int | None = None,
         verbose: bool = False,
     ) -> TextScorer:
         """A transformer that re-ranks documents by their text; see :class:`pyterrier_hypencoder.stages.TextScorer`."""
@@ -207,6 +208,7 @@ class Encoder(ByArguments):
             batch_size=batch_size,
             device=self.device if device is None else device,
             precision=precision,
+            qnet_width=qnet_width,
             verbose=verbose,
         )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from inspect import Parameter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pandas as pd
 import pyterrier as pt
 
 TextField = str | Sequence[str]
+_LONGEST_SHOWN = 40  # characters of a path; PyTerrier takes representations as names in its tables
 
 
 class ByArguments:
@@ -43,7 +46,9 @@ class ByArguments:
     def __repr__(self) -> str:
         attributes = pt.inspect.transformer_attributes(self)  # type: ignore[arg-type]
         shown = [a for a in attributes if _hashable(a.value) != _hashable(a.init_default_value)]
-        text = ", ".join(f"{a.name}={_short(a.value)}" for a in shown)
+        text = ", ".join(
+            f"{a.name}={short(a.value)}" if a.init_parameter_kind is Parameter.KEYWORD_ONLY else short(a.value) for a in shown
+        )
         return f"{type(self).__name__}({text})"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -62,9 +67,12 @@ def _hashable(value: Any) -> Any:
     return value
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A representation for tables and messages: long collections and paths are cut."""
     if isinstance(value, Collection) and not isinstance(value, str) and len(value) > 3:
         return f"<{len(value)} items>"
+    if isinstance(value, str | Path) and len(str(value)) > _LONGEST_SHOWN:
+        return repr("…" + str(value)[-_LONGEST_SHOWN:])
     return repr(value)
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pyterrier as pt
 
 from .encoder import Encoder, from_record
-from .frames import TextField
+from .frames import TextField, short
 from .indexer import HypencoderIndexer
 from .retriever import HypencoderRetriever
 from .scorer import HypencoderScorer, VecLoader
-from .storage import Reader
+from .storage import Reader, identity
 
 
 class HypencoderIndex(pt.Artifact):
@@ -34,13 +34,21 @@ class HypencoderIndex(pt.Artifact):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
-        self._reader = Reader(Path(path))
+        self._opened = identity(Path(path)), Reader(Path(path))
+
+    @property
+    def _reader(self) -> Reader:
+        """The opened directory; opened anew when the index has been replaced."""
+        now = identity(Path(str(self.path)))
+        if self._opened[0] != now:
+            self._opened = now, Reader(Path(str(self.path)))
+        return self._opened[1]
 
     def __len__(self) -> int:
         return self._reader.doc_count
 
     def __repr__(self) -> str:
-        return f"HypencoderIndex({str(self.path)!r}, {len(self)} x {self.vec_size})"
+        return f"HypencoderIndex({short(str(self.path))})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, HypencoderIndex) and other.path == self.path

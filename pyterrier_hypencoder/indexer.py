@@ -26,7 +26,8 @@ class HypencoderIndexer(ByArguments, pt.Indexer):
 
     Args:
         path: the directory to make.
-        model: the encoder; not needed for documents that bring ``doc_vec``, which are stored as they are.
+        model: the encoder; not needed for documents that bring ``doc_vec``, which are stored as they are. Where it is given
+            all the same, it is recorded as what made them.
         mode: ``create`` (refuses what exists), ``overwrite`` (replaces an index once the new one is complete) or
             ``resume`` (goes on with an interrupted build, or begins one).
         dtype: how vectors are stored: ``fp16`` (half the size; rankings hardly change) or ``fp32``.
@@ -95,7 +96,7 @@ class HypencoderIndexer(ByArguments, pt.Indexer):
                 "to encode texts"
             )
         facts = {
-            "model": self.model.record() if self.model is not None and source == "text" else None,
+            "model": None if self.model is None else self.model.record(),
             "text_field": self.text_field if source == "text" else None,
         }
         stream = chain([first], stream)
@@ -115,16 +116,17 @@ class HypencoderIndexer(ByArguments, pt.Indexer):
 
     def _vectors(self, batch: list[dict[str, Any]], source: str, size: int | None) -> np.ndarray:
         if source == "doc_vec":
-            return _stack(batch, size)
+            return _stack(batch, size if self.model is None else self.model.vec_size)
         fields = fields_of(self.text_field)
         return self.model.encode_docs([text_of(document, fields) for document in batch])  # type: ignore[union-attr]
 
     def __rshift__(self, right: pt.Transformer) -> pt.Transformer:
         """``indexer >> retriever`` builds with ``.index()`` and searches with ``.transform()``; binds the retriever."""
-        first = next(_stages(right))
-        if not isinstance(first, HypencoderRetriever):
+        retrievers = [stage for stage in _stages(right) if isinstance(stage, HypencoderRetriever)]
+        if not retrievers:
             return super().__rshift__(right)
-        first.bind(self.path, self.model)
+        for retriever in retrievers:
+            retriever.bind(self.path, self.model)
         return IndexedPipeline(self, right)
 
     def subtransformers(self) -> dict[str, Any]:
@@ -182,14 +184,11 @@ class IndexedPipeline(ByArguments, pt.Transformer):
 
 
 def _stages(pipeline: pt.Transformer) -> Iterator[pt.Transformer]:
-    """The stages of a pipeline in order; a transformer that is no pipeline is its only stage."""
-    from pyterrier._ops import Compose
-
-    if isinstance(pipeline, Compose):
-        for stage in pipeline:
-            yield from _stages(stage)
-    else:
-        yield pipeline
+    """A transformer and all that it is made of: the stages of a pipeline, the sides of ``+``, what a cache is around."""
+    yield pipeline
+    for parts in pt.inspect.subtransformers(pipeline).values():
+        for part in parts if isinstance(parts, list) else [parts]:
+            yield from _stages(part)
 
 
 def _checked(documents: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable
 from types import MethodType
 from typing import Any
@@ -109,7 +110,7 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
         Raises:
             ValueError: where it belongs to another index already.
         """
-        if self._index is not None and path_of(self._index) != path_of(index):
+        if self._index is not None and not _same_path(self._index, index):
             raise ValueError(
                 f"expected a retriever without index, or of {path_of(index)}, found one of {path_of(self._index)}; make a "
                 "new HypencoderRetriever() for this pipeline"
@@ -184,6 +185,10 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
     def subtransformers(self) -> dict[str, Any]:
         """None: index and model are no stages of their own."""
         return {}
+
+
+def _same_path(index: Any, other: Any) -> bool:
+    return os.path.abspath(path_of(index) or "") == os.path.abspath(path_of(other) or "")
 
 
 def _counter(progress: Any, n_queries: int) -> Callable[[int], object]:

@@ -11,9 +11,9 @@ import pyterrier as pt
 import torch
 
 from .encoder import Encoder, from_record
-from .frames import ByArguments, TextField, check_positive, docnos_of, fields_of
+from .frames import ByArguments, TextField, docnos_of, fields_of
 from .qnet import QNets
-from .stages import TextScorer, qnets_of
+from .stages import TextScorer, narrowed, qnets_of
 from .storage import Reader, identity
 
 
@@ -52,13 +52,7 @@ class OnIndex(ByArguments):
         qnets = qnets_of(queries, model, reader.vec_size)
         if qnets.spec.input_dim != reader.vec_size:
             raise ValueError(_misfit(reader, model, f"{reader.vec_size} dimensions", f"{qnets.spec.input_dim}"))
-        return self._narrowed(qnets)
-
-    def _narrowed(self, qnets: QNets) -> QNets:
-        if self.qnet_width is None:
-            return qnets
-        check_positive("qnet_width", self.qnet_width)
-        return qnets.narrow(self.qnet_width)
+        return narrowed(qnets, self.qnet_width)
 
 
 class HypencoderScorer(OnIndex, TextScorer):
@@ -106,7 +100,7 @@ class HypencoderScorer(OnIndex, TextScorer):
     def _qnets(self, queries: pd.DataFrame) -> QNets:
         if self._index is not None:
             return self._fitting_qnets(queries)
-        return self._narrowed(qnets_of(queries, self.model, None))
+        return super()._qnets(queries)
 
     def _vectors(self, frame: pd.DataFrame) -> Any:
         if self._index is None or "doc_vec" in frame.columns:

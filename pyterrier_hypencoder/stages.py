@@ -82,6 +82,14 @@ def qnets_of(queries: pd.DataFrame, model: Model | None, vec_size: int | None) -
     )
 
 
+def narrowed(qnets: QNets, width: int | None) -> QNets:
+    """The q-nets at the width of their hidden layers that is asked for (None: all of it)."""
+    if width is None:
+        return qnets
+    check_positive("qnet_width", width)
+    return qnets.narrow(width)
+
+
 class DocEncoder(ByArguments, pt.Transformer):
     """Adds the vectors of documents as ``doc_vec`` (float32).
 
@@ -154,6 +162,7 @@ class TextScorer(ByArguments, pt.Transformer):
         batch_size: queries whose q-nets are in memory at a time.
         device: where q-nets are evaluated: ``auto``, ``cpu`` or ``cuda[:n]``.
         precision: of that evaluation: ``auto``, ``fp32`` or ``bf16``.
+        qnet_width: evaluate only the first units of every hidden layer, for Matryoshka models; None for all.
         verbose: whether to show progress.
     """
 
@@ -167,6 +176,7 @@ class TextScorer(ByArguments, pt.Transformer):
         batch_size: int = 32,
         device: str = "auto",
         precision: str = "auto",
+        qnet_width: int | None = None,
         verbose: bool = False,
     ) -> None:
         self.model = model
@@ -174,6 +184,7 @@ class TextScorer(ByArguments, pt.Transformer):
         self.batch_size = batch_size
         self.device = device
         self.precision = precision
+        self.qnet_width = qnet_width
         self.verbose = verbose
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
@@ -217,10 +228,7 @@ class TextScorer(ByArguments, pt.Transformer):
         return [fields_of(self.text_field), ["doc_vec"]]
 
     def _qnets(self, queries: pd.DataFrame) -> QNets:
-        return qnets_of(queries, self.model, self._vec_size())
-
-    def _vec_size(self) -> int | None:
-        return None
+        return narrowed(qnets_of(queries, self.model, None), self.qnet_width)
 
     def _score(self, qnets: QNets, vectors: Tensor) -> Tensor:
         return scoring.scorer(qnets, device=self.device, precision=self.precision)(vectors)

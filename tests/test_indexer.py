@@ -120,7 +120,7 @@ def test_several_fields_are_joined_and_some_may_be_missing(tmp_path):
 def test_doc_vec_comes_before_the_model(tmp_path):
     model = FakeModel()
     index = HypencoderIndex(indexed(tmp_path / "x.hyp", with_vectors(), model))
-    assert not model.texts and index.meta["model"] is None and index.meta["text_field"] is None
+    assert not model.texts and index.meta["model"] == model.record() and index.meta["text_field"] is None
 
 
 DOCNO = "docno: expected a non-empty string .*give every document one"

@@ -147,6 +147,40 @@ def test_a_retriever_after_docs_pipeline_and_indexer_says_what_to_do(indexer, do
     assert not os.path.exists(indexer.path)
 
 
+@pytest.mark.parametrize(
+    "searcher",
+    [
+        lambda model, bm25: model.query_encoder() >> HypencoderRetriever(num_results=200),
+        lambda model, bm25: pt.apply.query(lambda row: row["query"].lower()) >> (HypencoderRetriever(num_results=200) % 200),
+        lambda model, bm25: HypencoderRetriever(num_results=200) + bm25 * 0,
+    ],
+)
+def test_a_retriever_is_bound_wherever_it_stands_in_the_pipeline(indexer, model, bm25, docs, topics, full, searcher):
+    pipeline = indexer >> searcher(model, bm25)
+    pipeline.index(docs)
+    found = pipeline(topics).merge(full, on=["qid", "docno"], suffixes=("", "_full"))
+    assert len(found) > 0
+    np.testing.assert_allclose(found["score"], found["score_full"], rtol=1e-3, atol=2e-2)
+
+
+def test_documents_that_were_encoded_before_name_the_indexers_model(model, docs, tmp_path):
+    index = (model.doc_encoder() >> HypencoderIndexer(tmp_path / "x.hyp", model)).index(docs)
+    assert index.meta["model"]["fingerprint"] == model.fingerprint
+    assert index.model() == Hypencoder(model.name_or_path, doc_max_length=64, query_max_length=32)
+    wrong = [{"docno": "d", "doc_vec": np.ones(7, np.float32)}]
+    with pytest.raises(ValueError, match="24 numbers"):
+        HypencoderIndexer(tmp_path / "y.hyp", model).index(wrong)
+
+
+def test_the_same_index_by_a_relative_path_is_the_same(tmp_path, model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    retriever = HypencoderRetriever()
+    _ = HypencoderIndexer("x.hyp", model) >> retriever
+    _ = HypencoderIndexer(tmp_path / "x.hyp", model) >> retriever
+    with pytest.raises(ValueError, match=r"other.hyp"):
+        _ = HypencoderIndexer("other.hyp", model) >> retriever
+
+
 def test_the_retriever_is_bound_in_place(indexer, model):
     retriever = HypencoderRetriever(num_results=7)
     pipeline = indexer >> retriever
