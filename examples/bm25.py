@@ -69,7 +69,7 @@ class BM25(pt.Transformer):
         docnos, texts = [], []
         for doc in docs_iter:
             docnos.append(doc["docno"])
-            texts.append(" ".join(doc[field] for field in fields))
+            texts.append(" ".join(doc[field] for field in fields if isinstance(doc.get(field), str)))
         tokens = self._tokenize(texts)
         self._docnos = docnos
         self._scorer = None

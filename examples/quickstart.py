@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def open_collection(name: str) -> Collection:
     files = [file for file in ("docs.jsonl.gz", "docs.jsonl") if (folder / file).is_file()]
     if not files:
         raise SystemExit(f"--dataset: expected apidocs, irds:NAME or a folder with docs.jsonl[.gz], found {name!r}")
-    topics = pd.read_csv(folder / "topics.tsv", sep="\t", names=["qid", "query"], dtype=str, quoting=3)
+    topics = pd.read_csv(folder / "topics.tsv", sep="\t", names=["qid", "query"], dtype=str, quoting=3, keep_default_na=False)
     return Collection(name, lambda: _read_docs(folder / files[0]), topics, pt.io.read_qrels(str(folder / "qrels.txt")))
 
 
@@ -112,7 +113,8 @@ def main() -> None:
     options = parser.parse_args()
 
     collection = open_collection(options.dataset)
-    fields = [field for field in TEXT_FIELDS if field in next(iter(collection.docs()))]
+    first_docs = list(islice(collection.docs(), 1000))
+    fields = [field for field in TEXT_FIELDS if any(field in doc for doc in first_docs)]
     model = minilm(options.max_length)
     with tempfile.TemporaryDirectory() as temporary:
         start = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from . import checkpoint, hub
 from .frames import ByArguments, TextField, check_choice, check_positive
-from .model import POOLINGS, TextEncoder
+from .model import POOLINGS, DualEncoderConfig, TextEncoder
 from .qnet import QNets, QNetSpec
 from .scoring import resolve_device
 from .stages import DocEncoder, QueryEncoder, TextScorer
@@ -120,7 +121,7 @@ class Encoder(ByArguments):
             if not isinstance(text, str):
                 raise ValueError(f"expected texts to be strings (they may be empty), found {text!r}")
         check_positive("batch_size", self.batch_size)
-        check_positive("max_length", max_length)
+        check_positive("doc_max_length" if by_length else "query_max_length", max_length)
         loaded = self._loaded()
         length = min(max_length, loaded.positions)
         ids = loaded.tokenizer([prefix + text for text in texts], truncation=True, max_length=length)["input_ids"]
@@ -129,8 +130,9 @@ class Encoder(ByArguments):
             order = np.argsort([-len(tokens) for tokens in ids], kind="stable")
         for start in range(0, len(order), self.batch_size):
             positions = order[start : start + self.batch_size]
-            batch = [torch.tensor(ids[p]) for p in positions]
             pad = loaded.tokenizer.pad_token_id or 0
+            # A blank text has no tokens at all where the tokenizer adds no special ones.
+            batch = [torch.tensor(ids[p] or [pad]) for p in positions]
             padded = nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=pad)
             mask = nn.utils.rnn.pad_sequence([torch.ones_like(tokens) for tokens in batch], batch_first=True)
             yield positions, padded.to(loaded.device), mask.to(loaded.device)
@@ -163,8 +165,8 @@ class Encoder(ByArguments):
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the document side; encoders of equal fingerprint make the same document vectors."""
-        return self._open("fingerprint", self._load_key(), self._fingerprint)
+        """A digest of the document side: weights, pooling, normalisation and prefix; not of lengths and precision."""
+        return self._open("fingerprint", (self._load_key(), self.doc_prefix), self._fingerprint)
 
     def _fingerprint(self) -> str:
         document = self._net("document")
@@ -177,7 +179,7 @@ class Encoder(ByArguments):
         skipped = ("name_or_path", "revision", "device", "batch_size", "verbose")
         return {
             "class": type(self).__name__,
-            "name": self.name_or_path,
+            "name": os.path.abspath(self.name_or_path) if os.path.isdir(self.name_or_path) else self.name_or_path,
             "revision": self.revision,
             "fingerprint": self.fingerprint,
             "options": {k: v for k, v in self._arguments().items() if k not in skipped and v != defaults[k]},
@@ -262,18 +264,22 @@ class Hypencoder(Encoder):
     def qnet_spec(self) -> QNetSpec:
         """The architecture of the q-nets; needs the configuration only."""
         name, revision = self.name_or_path, self.revision
-        return self._open("spec", (name, revision), lambda: checkpoint.read_config(name, revision).qnet_spec)
+        return self._open("spec", (name, revision), lambda: self._checked(checkpoint.read_config(name, revision)).qnet_spec)
+
+    def _checked(self, config: DualEncoderConfig) -> DualEncoderConfig:
+        if config.architecture != "HypencoderDualEncoder":
+            raise ValueError(
+                f"expected a Hypencoder in {self.name_or_path!r}, found a {config.architecture}; load it with "
+                f"BiEncoder({self.name_or_path!r})"
+            )
+        return config
 
     def _load_key(self) -> tuple[Any, ...]:
         return (*super()._load_key(), self.pads_in_mean)
 
     def _networks(self) -> tuple[nn.Module, nn.Module, Any]:
         model, config = checkpoint.load(self.name_or_path, revision=self.revision, pads_in_mean=self.pads_in_mean)
-        if config.architecture != "HypencoderDualEncoder":
-            raise ValueError(
-                f"expected a Hypencoder in {self.name_or_path!r}, found a {config.architecture}; load it with "
-                f"BiEncoder({self.name_or_path!r})"
-            )
+        self._checked(config)
         backbone = config.query_encoder_kwargs.get("model_name_or_path", "")
         return model.query_encoder, model.passage_encoder, hub.load_tokenizer(self.name_or_path, self.revision, backbone)
 
@@ -349,18 +355,30 @@ class BiEncoder(Encoder):
             return self._dual_networks()
         from transformers import AutoModel
 
-        stated = hub.pooling_settings(self.name_or_path, self.revision)
-        pooling = self.pooling or stated.pooling
-        normalize = stated.normalize if self.normalize is None else self.normalize
+        pooling, normalize = self.pooling, self.normalize
+        if pooling is None or normalize is None:
+            stated = hub.pooling_settings(self.name_or_path, self.revision)
+            pooling = pooling or stated.pooling
+            normalize = stated.normalize if normalize is None else normalize
         try:
-            with hub.quiet():
-                transformer = AutoModel.from_pretrained(self.name_or_path, revision=self.revision).float()
+            # Weights that a file lacks are made up, from the global random state: a pooler's may be, no others.
+            with hub.quiet(), torch.random.fork_rng(devices=[]):
+                transformer, info = AutoModel.from_pretrained(
+                    self.name_or_path, revision=self.revision, output_loading_info=True
+                )
         except OSError as err:
             raise FileNotFoundError(
                 f"expected an encoder in {self.name_or_path!r}, found none: neither a directory with config and weights nor "
                 "a model on the hub or in its local cache; check the name, or go online once"
             ) from err
-        network = TextEncoder(transformer, pooling, normalize=normalize)
+        missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+        if missing:
+            raise ValueError(
+                f"expected all weights of a {type(transformer).__name__} in {self.name_or_path!r}, found none for "
+                f"{', '.join(missing[:5])}{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}; is the checkpoint "
+                "complete, and does its config.json belong to it?"
+            )
+        network = TextEncoder(transformer.float(), pooling, normalize=normalize)
         return network, network, hub.load_tokenizer(self.name_or_path, self.revision)
 
     def _dual_networks(self) -> tuple[nn.Module, nn.Module, Any]:
@@ -389,15 +407,28 @@ class BiEncoder(Encoder):
         return QNets.linear(output.float())
 
 
-def from_record(record: dict[str, Any]) -> Encoder:
-    """The encoder that an index names; see :meth:`Encoder.record`.
+def check_encoder(model: Any) -> None:
+    """Checks that a model is an encoder.
+
+    Raises:
+        ValueError: where it is something else, such as the name of one.
+    """
+    if not (hasattr(model, "encode_docs") and hasattr(model, "record")):
+        raise ValueError(
+            f"model: expected an encoder, found {model!r}; pass Hypencoder(...) or BiEncoder(...). Other encoders join by "
+            "their vectors: doc_encoder >> HypencoderIndexer(path), and query_encoder >> HypencoderRetriever(index)"
+        )
+
+
+def from_record(record: dict[str, Any], *, device: str = "auto") -> Encoder:
+    """The encoder that an index names, on a device; see :meth:`Encoder.record`.
 
     Raises:
         ValueError: where the record is of an unknown class.
     """
     classes: dict[str, Callable[..., Encoder]] = {"Hypencoder": Hypencoder, "BiEncoder": BiEncoder}
     check_choice("the index's model class", record.get("class"), classes)
-    return classes[record["class"]](record["name"], revision=record["revision"], **record["options"])
+    return classes[record["class"]](record["name"], revision=record["revision"], device=device, **record["options"])
 
 
 def _has_native_bf16(device: torch.device) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from inspect import Parameter
 from pathlib import Path
@@ -70,7 +71,8 @@ def _hashable(value: Any) -> Any:
 def short(value: Any) -> str:
     """A representation for tables and messages: long collections and paths are cut."""
     if isinstance(value, Collection) and not isinstance(value, str) and len(value) > 3:
-        return f"<{len(value)} items>"
+        digest = hashlib.sha256("\0".join(sorted(map(str, value))).encode()).hexdigest()[:6]
+        return f"<{len(value)} items, {digest}>"  # other items, another representation
     if isinstance(value, str | Path) and len(str(value)) > _LONGEST_SHOWN:
         return repr("…" + str(value)[-_LONGEST_SHOWN:])
     return repr(value)
@@ -158,6 +160,11 @@ def vectors_of(frame: pd.DataFrame, column: str) -> np.ndarray:
         raise ValueError(f"{column}: expected one vector of numbers of the same size in every row, found {err}") from err
     if vectors.ndim != 2:
         raise ValueError(f"{column}: expected one vector in every row, found values of shape {vectors.shape[1:]}")
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        name = next((f"{key} {frame[key].iloc[row]!r}" for key in ("docno", "qid") if key in frame.columns), f"row {row}")
+        raise ValueError(f"{column}: expected finite numbers, found NaN or infinity at {name}; look at what made the vectors")
     return vectors
 
 

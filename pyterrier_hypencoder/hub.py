@@ -131,20 +131,38 @@ def quiet() -> Iterator[None]:
 
 
 def pooling_settings(name_or_path: str, revision: str | None) -> PoolingSettings:
-    """Pooling and normalisation as the sentence-transformers files of a model state them."""
+    """Pooling and normalisation as the sentence-transformers files of a model state them.
+
+    Raises:
+        ValueError: where they state what this package does not do, or nobody knows whether the model has such files.
+    """
     modules: Any = read_json(name_or_path, "modules.json", revision)
     if modules is None:
+        if not _known_absent(name_or_path, "modules.json", revision):
+            raise ValueError(
+                f"expected to read how {name_or_path!r} pools from its modules.json, or to know that it has none, found the "
+                "machine offline and neither in the local cache; pass pooling=... and normalize=..., or go online once"
+            )
         return PoolingSettings()
     kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
     unknown = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
     if unknown:
         raise ValueError(f"expected Transformer, Pooling and Normalize modules in {name_or_path!r}, found also {unknown}")
-    options = read_json(name_or_path, f"{kinds.get('Pooling', '')}/config.json", revision) or {}
+    options = (read_json(name_or_path, f"{kinds['Pooling']}/config.json", revision) if "Pooling" in kinds else None) or {}
     modes = [options["pooling_mode"]] if isinstance(options.get("pooling_mode"), str) else []
     modes += [_ST_POOLINGS.get(key, key) for key in _switched_on(options)]
     if len(modes) != 1 or modes[0] not in POOLINGS:
         raise ValueError(f"expected one pooling of {POOLINGS} in {name_or_path!r}, found {modes}; pass pooling=...")
     return PoolingSettings(modes[0], "Normalize" in kinds)
+
+
+def _known_absent(name_or_path: str, filename: str, revision: str | None) -> bool:
+    """Whether a file that was not found is known not to exist, rather than not to be in the local cache."""
+    if Path(name_or_path).is_dir():
+        return True
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+    return try_to_load_from_cache(name_or_path, filename, revision=revision) is _CACHED_NO_EXIST
 
 
 def _switched_on(options: dict[str, Any]) -> list[str]:

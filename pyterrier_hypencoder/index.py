@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from .frames import TextField, short
 from .indexer import HypencoderIndexer
 from .retriever import HypencoderRetriever
 from .scorer import HypencoderScorer, VecLoader
-from .storage import Reader, identity
+from .storage import META_FILE, Reader, identity
 
 
 class HypencoderIndex(pt.Artifact):
@@ -35,9 +36,10 @@ class HypencoderIndex(pt.Artifact):
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
         self._opened = identity(Path(path)), Reader(Path(path))
+        self._models: dict[tuple[str, str], Encoder] = {}
 
     @property
-    def _reader(self) -> Reader:
+    def reader(self) -> Reader:
         """The opened directory; opened anew when the index has been replaced."""
         now = identity(Path(str(self.path)))
         if self._opened[0] != now:
@@ -45,7 +47,7 @@ class HypencoderIndex(pt.Artifact):
         return self._opened[1]
 
     def __len__(self) -> int:
-        return self._reader.doc_count
+        return self.reader.doc_count
 
     def __repr__(self) -> str:
         return f"HypencoderIndex({short(str(self.path))})"
@@ -62,27 +64,38 @@ class HypencoderIndex(pt.Artifact):
     @property
     def meta(self) -> dict[str, Any]:
         """What ``pt_meta.json`` says."""
-        return dict(self._reader.meta)
+        return dict(self.reader.meta)
 
     @property
     def vec_size(self) -> int:
         """Dimensions of the document vectors, D."""
-        return self._reader.vec_size
+        return self.reader.vec_size
 
     @property
     def vectors(self) -> np.ndarray:
         """The document vectors, (N, D), a read-only memory map; row i is the document of docid i."""
-        return self._reader.vectors
+        return self.reader.vectors
 
     @property
     def docnos(self) -> Any:
         """The lookup docno <-> docid; see :class:`pyterrier_hypencoder.docnos.Docnos`."""
-        return self._reader.docnos
+        return self.reader.docnos
 
-    def model(self) -> Encoder | None:
-        """The encoder recorded in the index, not loaded yet; None where the vectors came from elsewhere."""
+    def model(self, *, device: str = "auto") -> Encoder | None:
+        """The encoder recorded in the index; None where the vectors came from elsewhere.
+
+        It is loaded on first use and shared by all transformers of this index that were made without a model.
+
+        Args:
+            device: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda[:n]``.
+        """
         record = self.meta.get("model")
-        return None if record is None else from_record(record)
+        if record is None:
+            return None
+        key = (str(record), device)
+        if key not in self._models:
+            self._models[key] = from_record(record, device=device)
+        return self._models[key]
 
     def retriever(
         self,
@@ -185,11 +198,23 @@ class HypencoderIndex(pt.Artifact):
 
         Raises:
             ImportError: where pyterrier_dr is not installed.
+            ValueError: where there is no ``FlexIndex``.
         """
         if isinstance(flex, str | Path):
-            flex = _pyterrier_dr().FlexIndex(str(flex), verbose=False)
+            pyterrier_dr, found = _pyterrier_dr(), _format_of(Path(flex))
+            if found != "flex":
+                raise ValueError(f"expected a FlexIndex of pyterrier_dr at {flex}, found {found or 'nothing of the kind'}")
+            flex = pyterrier_dr.FlexIndex(str(flex), verbose=False)
         HypencoderIndexer(path, mode=mode, dtype=dtype).index(flex.get_corpus_iter())
         return cls(path)
+
+
+def _format_of(path: Path) -> str | None:
+    """The format that an artifact says it has."""
+    try:
+        return json.loads((path / META_FILE).read_text()).get("format")
+    except (OSError, ValueError):
+        return None
 
 
 def _pyterrier_dr() -> Any:

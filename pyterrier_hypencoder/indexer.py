@@ -12,7 +12,7 @@ import pandas as pd
 import pyterrier as pt
 from more_itertools import chunked
 
-from .encoder import Encoder
+from .encoder import Encoder, check_encoder
 from .frames import ByArguments, TextField, check_positive, fields_of, text_of
 from .retriever import HypencoderRetriever
 from .storage import Reader, Writer, check_facts, discard_leftovers, facts_of, is_index, is_unfinished
@@ -78,6 +78,10 @@ class HypencoderIndexer(ByArguments, pt.Indexer):
         if kwargs:
             raise TypeError(f"index: expected no options, found {sorted(kwargs)}; pass them to HypencoderIndexer")
         check_positive("batch_size", self.batch_size)
+        if self.model is not None:
+            check_encoder(self.model)
+        if not isinstance(self.path, str | Path) or not Path(self.path).name:
+            raise ValueError(f"path: expected the name of a directory to make, found {self.path!r}")
         path = Path(self.path)
         documents = iter.to_dict("records") if isinstance(iter, pd.DataFrame) else iter
         progress = pt.tqdm(documents, desc=f"indexing {path.name}", unit="doc", disable=not self.verbose)
@@ -126,6 +130,8 @@ class HypencoderIndexer(ByArguments, pt.Indexer):
         if not retrievers:
             return super().__rshift__(right)
         for retriever in retrievers:
+            retriever.check_binding(self.path)
+        for retriever in retrievers:
             retriever.bind(self.path, self.model)
         return IndexedPipeline(self, right)
 
@@ -147,8 +153,12 @@ class IndexedPipeline(ByArguments, pt.Transformer):
         self.searcher = searcher
 
     def index(self, iter: Iterable[dict[str, Any]] | pd.DataFrame, **kwargs: Any) -> pt.Artifact:
-        """Builds the index; see :meth:`HypencoderIndexer.index`."""
-        return self.indexer.index(iter, **kwargs)
+        """Builds the index, which is then searched; see :meth:`HypencoderIndexer.index`."""
+        index = self.indexer.index(iter, **kwargs)
+        for stage in _stages(self.searcher):
+            if isinstance(stage, HypencoderRetriever):
+                stage.index = self.indexer.path  # it may have been set to another one since
+        return index
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Searches the index."""
@@ -235,7 +245,7 @@ def _stack(batch: list[dict[str, Any]], size: int | None) -> np.ndarray:
             vector = np.empty(())
         if vector.ndim != 1 or not vector.size or vector.size != (size or vector.size):
             raise ValueError(
-                f"document {document['docno']!r}: expected a doc_vec of {size or 'some'} numbers like those before it, found "
+                f"document {document['docno']!r}: expected a doc_vec of {size or 'some'} numbers, found "
                 f"{'a vector of ' + str(vector.shape) if vector.ndim else repr(document.get('doc_vec'))[:80]}"
             )
         size = vector.size

@@ -41,9 +41,12 @@ class DualEncoderConfig:
         """Reads the parsed ``config.json``."""
         extra = copy.deepcopy(config)
         architecture = (extra.pop("architectures", None) or [cls.architecture])[0]
+        query_encoder_kwargs = extra.pop("query_encoder_kwargs", None) or {}
+        if architecture not in ARCHITECTURES:  # a fork's own name: what it makes of queries tells
+            architecture = "HypencoderDualEncoder" if "converter_kwargs" in query_encoder_kwargs else "TextDualEncoder"
         return cls(
             architecture,
-            extra.pop("query_encoder_kwargs", None) or {},
+            query_encoder_kwargs,
             extra.pop("passage_encoder_kwargs", None) or {},
             bool(extra.pop("shared_encoder", False)),
             extra,

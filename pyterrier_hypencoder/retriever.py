@@ -110,14 +110,22 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
         Raises:
             ValueError: where it belongs to another index already.
         """
+        self.check_binding(index)
+        self._index = index
+        if self.model is None:
+            self.model = model
+
+    def check_binding(self, index: Any) -> None:
+        """Checks that the retriever belongs to no other index.
+
+        Raises:
+            ValueError: where it does.
+        """
         if self._index is not None and not _same_path(self._index, index):
             raise ValueError(
                 f"expected a retriever without index, or of {path_of(index)}, found one of {path_of(self._index)}; make a "
                 "new HypencoderRetriever() for this pipeline"
             )
-        self._index = index
-        if self.model is None:
-            self.model = model
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Searches.

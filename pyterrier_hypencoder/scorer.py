@@ -10,7 +10,7 @@ import pandas as pd
 import pyterrier as pt
 import torch
 
-from .encoder import Encoder, from_record
+from .encoder import Encoder, check_encoder, from_record
 from .frames import ByArguments, TextField, docnos_of, fields_of
 from .qnet import QNets
 from .stages import TextScorer, narrowed, qnets_of
@@ -22,7 +22,8 @@ class OnIndex(ByArguments):
 
     _index: Any
     model: Any
-    qnet_width: int | None
+    device: str = "auto"
+    qnet_width: int | None = None
 
     def _reader(self) -> Reader:
         """The opened index; opened anew when the index was replaced, or the attribute set to another."""
@@ -32,27 +33,41 @@ class OnIndex(ByArguments):
                 f"{type(self).__name__}: expected an index, found none; pass one (an index or its path), or compose it: "
                 "HypencoderIndexer(path, model) >> HypencoderRetriever()"
             )
-        return self._open("reader", identity(path), lambda: Reader(path))
+        shared = getattr(self._index, "reader", None)  # a HypencoderIndex has it open
+        return shared if isinstance(shared, Reader) else self._open("reader", identity(path), lambda: Reader(path))
 
     def _encoder(self) -> Encoder | None:
         """The model given, or the one that the index names; checked against the index."""
-        reader = self._reader()
-        if self.model is None:
-            record = reader.meta.get("model")
-            return None if record is None else self._open("recorded", str(record), lambda: from_record(record))
-        if not hasattr(self.model, "encode_queries"):
-            raise ValueError(f"model: expected an encoder, found {self.model!r}; pass Hypencoder(...) or BiEncoder(...)")
-        return self.model
+        if self.model is not None:
+            check_encoder(self.model)
+            return self.model
+        record = self._reader().meta.get("model")
+        if record is None:
+            return None
+        if hasattr(self._index, "model"):  # a HypencoderIndex shares it among its transformers
+            return self._index.model(device=self.device)
+        return self._open("recorded", (str(record), self.device), lambda: from_record(record, device=self.device))
 
     def _fitting_qnets(self, queries: pd.DataFrame) -> QNets:
         """The q-nets of a frame's queries, narrowed where asked for, which take the index's vectors."""
         reader, model = self._reader(), self._encoder()
         if "query_vec" not in queries.columns and model is not None:
-            _check_fit(reader, model)
+            self._check_fit(reader, model)
         qnets = qnets_of(queries, model, reader.vec_size)
         if qnets.spec.input_dim != reader.vec_size:
             raise ValueError(_misfit(reader, model, f"{reader.vec_size} dimensions", f"{qnets.spec.input_dim}"))
         return narrowed(qnets, self.qnet_width)
+
+    def _check_fit(self, reader: Reader, model: Encoder) -> None:
+        try:
+            _check_fit(reader, model)
+        except FileNotFoundError as err:
+            if self.model is not None:
+                raise
+            raise FileNotFoundError(
+                f"the index {reader.path} names the model {reader.meta['model']['name']!r}, which cannot be found here; pass "
+                f"model=... with the place where you have it ({err})"
+            ) from err
 
 
 class HypencoderScorer(OnIndex, TextScorer):

@@ -81,7 +81,7 @@ class TestCollection:
             return [json.loads(line) for line in lines]
 
     def topics(self, name: str = "topics.tsv") -> pd.DataFrame:
-        return pd.read_csv(self.folder / name, sep="\t", names=["qid", "query"], dtype=str, quoting=3)
+        return pd.read_csv(self.folder / name, sep="\t", names=["qid", "query"], dtype=str, quoting=3, keep_default_na=False)
 
     def qrels(self, name: str = "qrels.txt") -> pd.DataFrame:
         return pt.io.read_qrels(str(self.folder / name))

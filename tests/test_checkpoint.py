@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 import shutil
 from pathlib import Path
 
@@ -126,6 +127,19 @@ def test_missing_and_unknown_configuration_keys_are_tolerated(copy, golden):
     released = DualEncoderConfig.from_dict(json.loads((golden / "released_6layer_config.json").read_text()))
     assert released.qnet_spec.vector_dimensions == (*[768] * 7, 1)
     assert (released.pooling, released.shared_encoder, released.extra["base_encoder_output_dim"]) == ("cls", True, 768)
+
+
+def test_an_architecture_of_another_name_is_known_by_what_it_makes_of_queries(copy):
+    edit_config(copy, architectures=["MatryoshkaHypencoderDualEncoder"])
+    _, config = checkpoint.load(str(copy))
+    assert config.architecture == "HypencoderDualEncoder"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_bytes_for_weights(copy, seed):
+    (copy / "pytorch_model.bin").write_bytes(random.Random(seed).randbytes(60))
+    with pytest.raises(ValueError, match=r"pytorch_model.bin"):
+        checkpoint.load(str(copy))
 
 
 def test_a_backbone_that_cannot_be_found_is_named(copy):
@@ -257,8 +271,9 @@ def test_the_wrong_class_names_the_right_one(golden, tmp_path):
     checkpoint.save(model, tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
         shutil.copy(golden / NAME / name, tmp_path)
-    with pytest.raises(ValueError, match=r"BiEncoder\("):
-        Hypencoder(tmp_path).encode_docs(["a"])
+    for use in ("encode_docs", "encode_queries"):
+        with pytest.raises(ValueError, match=r"BiEncoder\("):
+            getattr(Hypencoder(tmp_path), use)(["a"])
     encoder = BiEncoder(tmp_path, device="cpu", dtype="fp32", doc_max_length=64, query_max_length=64)
     vectors = encoder.encode_docs(["a planet", "a court"])
     queries = encoder.encode_queries(["a planet"])

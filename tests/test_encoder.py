@@ -315,3 +315,63 @@ def test_a_skip_needs_a_query_vector_that_fits(skip_config):
     skip_config.query_encoder_kwargs |= {"embedding_representation": "cls", "head_start": "warm"}
     with pytest.raises(ValueError, match="head_start"):
         checkpoint.build(skip_config)
+
+
+def test_missing_weights_of_a_bi_encoder_are_named_and_the_random_state_stays(bert, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(bert, tmp_path / "cut")
+    weights = load_file(tmp_path / "cut" / "model.safetensors")
+    poolerless = {key: value for key, value in weights.items() if "pooler" not in key}
+    save_file(poolerless, tmp_path / "cut" / "model.safetensors", metadata={"format": "pt"})
+    before = torch.get_rng_state()
+    model = bi_encoder(tmp_path / "cut")
+    assert model.fingerprint == bi_encoder(bert).fingerprint
+    assert torch.equal(torch.get_rng_state(), before)
+    cut = {key: value for key, value in poolerless.items() if "layer.1." not in key}
+    save_file(cut, tmp_path / "cut" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"encoder.layer.1.attention"):
+        bi_encoder(tmp_path / "cut").encode_docs(["a"])
+
+
+def test_a_prefix_that_is_set_later_changes_the_fingerprint(bert):
+    model = bi_encoder(bert)
+    before = model.fingerprint
+    model.doc_prefix = "passage: "
+    assert model.fingerprint not in (before,) and model.fingerprint == bi_encoder(bert, doc_prefix="passage: ").fingerprint
+
+
+def test_an_uncertain_pooling_is_an_error_and_a_stated_one_is_taken(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    home = tmp_path / "models--acme--encoder"
+    (home / "snapshots" / "commit").mkdir(parents=True)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("commit")
+    with pytest.raises(ValueError, match=r"pass pooling=... and normalize="):
+        hub.pooling_settings("acme/encoder", None)
+    (home / ".no_exist" / "commit").mkdir(parents=True)
+    (home / ".no_exist" / "commit" / "modules.json").touch()
+    assert hub.pooling_settings("acme/encoder", None) == hub.PoolingSettings("mean", False)
+
+
+def test_stated_pooling_and_normalisation_need_no_files(bert, tmp_path):
+    shutil.copytree(bert, tmp_path / "odd")
+    (tmp_path / "odd" / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense", "path": "3_Dense"}]')
+    with pytest.raises(ValueError, match="Dense"):
+        bi_encoder(tmp_path / "odd").encode_docs(["a"])
+    assert bi_encoder(tmp_path / "odd", pooling="cls", normalize=True).encode_docs(["a"]).shape == (1, 24)
+
+
+def test_a_blank_text_without_special_tokens(bert, tmp_path, monkeypatch):
+    model = bi_encoder(bert)
+    tokenizer = model._loaded().tokenizer
+    monkeypatch.setattr(type(tokenizer), "__call__", lambda self, texts, **options: {"input_ids": [[] for _ in texts]})
+    assert np.isfinite(model.encode_docs(["", ""])).all()
+
+
+def test_the_name_of_a_directory_is_recorded_so_that_it_is_found_from_elsewhere(bert, monkeypatch):
+    monkeypatch.chdir(bert.parent)
+    assert bi_encoder(bert.name).record()["name"] == str(bert)

@@ -248,6 +248,14 @@ def test_a_flex_index_is_not_opened_as_ours(dr, tmp_path, small):
         HypencoderIndex(tmp_path / "x.flex")
 
 
+@pytest.mark.parametrize("source", ["nothing", "ours"])
+def test_what_is_no_flex_index_is_not_taken_over(small, tmp_path, source):
+    path = small.path if source == "ours" else tmp_path / "nothing"
+    with pytest.raises(ValueError, match="expected a FlexIndex of pyterrier_dr"):
+        HypencoderIndex.from_flex(path, tmp_path / "x.hyp")
+    assert not (tmp_path / "x.hyp").exists()
+
+
 def test_without_pyterrier_dr_it_says_what_to_install(monkeypatch, tmp_path, small):
     monkeypatch.setitem(sys.modules, "pyterrier_dr", None)
     with pytest.raises(ImportError, match="pip install pyterrier-dr"):

@@ -127,7 +127,7 @@ DOCNO = "docno: expected a non-empty string .*give every document one"
 TEXT = (
     "document 'bad': expected a string in text, found .*; give every document a text .*or name the right fields in text_field"
 )
-VECTOR = r"document 'bad': expected a doc_vec of .* numbers like those before it, found "
+VECTOR = r"document 'bad': expected a doc_vec of .* numbers, found "
 NOT_FINITE = "document 'bad': expected numbers finite in float16, found NaN or infinity; "
 BAD = {
     "docno empty": ({"docno": "", "text": "t"}, DOCNO),

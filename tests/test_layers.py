@@ -1,4 +1,9 @@
-"""The order of imports is the order in which data flows; and what importing the package may load."""
+"""The order of imports is the order in which data flows; and what importing the package may load.
+
+The order is that of the design with one change: ``scoring`` stands above the encoders. It needs q-nets only, and the stages
+that re-rank by text (``stages``, made by the encoders) need it. ``frames``, ``hub``, ``docnos`` and ``scorer`` are parts that
+the design has inside its modules.
+"""
 
 from __future__ import annotations
 

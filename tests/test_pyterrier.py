@@ -172,6 +172,32 @@ def test_documents_that_were_encoded_before_name_the_indexers_model(model, docs,
         HypencoderIndexer(tmp_path / "y.hyp", model).index(wrong)
 
 
+def test_what_is_built_is_what_is_searched(tmp_path, model, docs, topics):
+    indexer = HypencoderIndexer(tmp_path / "one.hyp", model)
+    pipeline = indexer >> HypencoderRetriever(num_results=5)
+    pipeline.index(docs)
+    indexer.path = tmp_path / "two.hyp"
+    pipeline.index(docs[:2])
+    assert set(pipeline(topics)["docno"]) <= {"d000", "d001"}
+
+
+def test_a_pipeline_binds_all_retrievers_or_none(tmp_path, model):
+    free, bound = HypencoderRetriever(), HypencoderRetriever(tmp_path / "other.hyp", model)
+    with pytest.raises(ValueError, match=r"other.hyp"):
+        _ = HypencoderIndexer(tmp_path / "x.hyp", model) >> (free + bound)
+    assert free._index is None
+
+
+@pytest.mark.parametrize("wrong", ["jfkback/hypencoder.6_layer", 3])
+def test_a_model_that_is_none_says_what_to_pass(tmp_path, docs, wrong):
+    with pytest.raises(ValueError, match=r"pass Hypencoder\(...\) or BiEncoder"):
+        HypencoderIndexer(tmp_path / "x.hyp", wrong).index(docs)
+    for path in (".", "", model_as_path := Hypencoder("x")):
+        with pytest.raises(ValueError, match="path: expected the name of a directory"):
+            HypencoderIndexer(path).index(docs)
+    assert model_as_path is not None and not list(tmp_path.iterdir())
+
+
 def test_the_same_index_by_a_relative_path_is_the_same(tmp_path, model, monkeypatch):
     monkeypatch.chdir(tmp_path)
     retriever = HypencoderRetriever()
@@ -549,7 +575,7 @@ def test_representations_are_short_and_say_what_is_not_default():
     model = Hypencoder("jfkback/hypencoder.6_layer", device="cuda")
     docnos = {f"docno {i}" for i in range(1000)}
     retriever = HypencoderRetriever("msmarco.hyp", model, num_results=100, allowed_docnos=docnos)
-    assert "num_results=100" in repr(retriever) and "<1000 items>" in repr(retriever) and "batch_size" not in repr(retriever)
+    assert "num_results=100" in repr(retriever) and "<1000 items, " in repr(retriever) and "batch_size" not in repr(retriever)
     pipeline = HypencoderIndexer("msmarco.hyp") >> HypencoderRetriever()
     for short in (
         retriever,
@@ -567,7 +593,7 @@ def test_representations_are_short_and_say_what_is_not_default():
         pd.Index(list("abcde")),
         dict.fromkeys("abcde"),
     ):
-        assert "items>" in repr(HypencoderRetriever(allowed_docnos=docnos))
+        assert " items, " in repr(HypencoderRetriever(allowed_docnos=docnos))
 
 
 # Inspection: never opens an index or loads a model, so neither need exist

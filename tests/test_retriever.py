@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pyterrier as pt
@@ -301,10 +303,30 @@ def test_the_recorded_model_is_loaded_once(index, topics, monkeypatch):
     loads = []
     load = Hypencoder._load
     monkeypatch.setattr(Hypencoder, "_load", lambda self: loads.append(self) or load(self))
-    retriever = index.retriever(batch_size=2)
+    opened = HypencoderIndex(index.path)
+    retriever = opened.retriever(batch_size=2)
     retriever(topics)
     retriever(topics)
+    opened.scorer()(retriever(topics))
     assert len(loads) == 1
+    retriever.device = "cpu"
+    assert retriever._encoder().device == "cpu"
+
+
+def test_a_recorded_model_that_is_gone_is_named_with_what_to_do(golden, docs, topics, tmp_path):
+    moved = shutil.copytree(golden / "tiny_6l_cls_shared", tmp_path / "model")
+    shutil.copytree(golden / "tiny_base_bert", tmp_path / "tiny_base_bert")
+    index = HypencoderIndexer(tmp_path / "x.hyp", Hypencoder(moved, doc_max_length=64)).index(docs[:5])
+    shutil.rmtree(moved)
+    with pytest.raises(FileNotFoundError, match=r"x.hyp names the model .*model.* pass model="):
+        index.retriever()(topics)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_query_vectors_that_are_not_finite_are_an_error(index, topics, value):
+    with pytest.raises(ValueError, match="query_vec: expected finite numbers, found NaN or infinity at qid 'q1'"):
+        vectors = [np.full(24, value if qid == "q1" else 1.0) for qid in topics["qid"]]
+        index.retriever()(topics.assign(query_vec=vectors))
 
 
 def test_a_model_of_other_vectors_is_refused_by_naming_both(index, other, topics):

@@ -1,0 +1,94 @@
+"""The training step: a dual encoder with its losses as one module, so that it runs under any launcher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..model import HypencoderDualEncoder
+from ..qnet import QNets
+from . import losses
+
+OWN_GROUP: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "margin_mse": losses.margin_mse,
+    "kl_distillation": losses.kl_distillation,
+    "cross_entropy_own_group": lambda scores, teacher: losses.own_group_cross_entropy(scores),
+}
+"""Losses of each query's scores of its own items, (B, M)."""
+IN_BATCH = ("cross_entropy_first_items", "cross_entropy_all_items")
+"""Losses of each query's scores of the batch's items; the paper's takes the first item of every row."""
+LOSSES = (*OWN_GROUP, *IN_BATCH)
+DISTILLATION = ("margin_mse", "kl_distillation")
+
+
+class TrainingNetwork(nn.Module):
+    """A dual encoder and the weighted sum of its losses.
+
+    Args:
+        encoder: the dual encoder.
+        weights: the factor of each loss by name; see :data:`LOSSES`.
+        widths: widths of the q-nets' hidden layers over which losses are averaged (Matryoshka); None for the full one.
+
+    Raises:
+        ValueError: for unknown losses, or none.
+    """
+
+    def __init__(
+        self, encoder: HypencoderDualEncoder, weights: Mapping[str, float], widths: Sequence[int] | None = None
+    ) -> None:
+        super().__init__()
+        unknown = sorted(set(weights) - set(LOSSES))
+        if unknown or not weights:
+            raise ValueError(f"losses: expected some of {list(LOSSES)}, found {unknown or 'none'}")
+        self.encoder = encoder
+        self.weights = dict(weights)
+        self.widths = None if widths is None else list(widths)
+
+    def forward(
+        self,
+        query_ids: Tensor,
+        query_mask: Tensor,
+        item_ids: Tensor | None = None,
+        item_mask: Tensor | None = None,
+        item_vectors: Tensor | None = None,
+        teacher: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """One step on a batch of B rows with M items each, as :class:`pyterrier_hypencoder.training.data.Collator` makes it.
+
+        Args:
+            query_ids: (B, T).
+            query_mask: (B, T).
+            item_ids: (B * M, T), row by row, the positive first.
+            item_mask: (B * M, T).
+            item_vectors: (B * M, D), instead of tokens, where documents are frozen.
+            teacher: (B, M), for distillation.
+
+        Returns:
+            ``loss``, a scalar, and ``scores`` (B, M) of each query's own items at the full width.
+        """
+        items = self.encoder.passage_encoder(item_ids, item_mask) if item_vectors is None else item_vectors
+        queries = self.encoder.query_encoder(query_ids, query_mask)
+        qnets = queries if isinstance(queries, QNets) else QNets.linear(queries)
+        nets = [qnets] if self.widths is None else [qnets.narrow(width) for width in self.widths]
+        loss = torch.stack([self._loss(net, items, teacher) for net in nets]).mean()
+        with torch.no_grad():
+            scores = qnets.score(items.view(len(qnets), -1, items.shape[-1]))
+        return {"loss": loss, "scores": scores}
+
+    def _loss(self, qnets: QNets, items: Tensor, teacher: Tensor | None) -> Tensor:
+        per_row = len(items) // len(qnets)
+        total = items.new_zeros(())
+        own = None
+        for name, weight in self.weights.items():
+            if name in OWN_GROUP:
+                if own is None:
+                    own = qnets.score(items.view(len(qnets), per_row, -1), training=self.training)
+                if name in DISTILLATION and teacher is None:
+                    raise ValueError(f"{name}: expected teacher scores in the data, found none; add them, or drop the loss")
+                total = total + weight * OWN_GROUP[name](own, teacher if teacher is not None else own)
+            else:
+                chosen = items[::per_row] if name == "cross_entropy_first_items" else items
+                total = total + weight * losses.in_batch_cross_entropy(qnets.score(chosen, training=self.training))
+        return total

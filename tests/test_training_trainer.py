@@ -1,0 +1,229 @@
+"""Training: it learns, resumes exactly, trains what it should, and stops where it must."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("datasets")
+pytest.importorskip("accelerate")
+
+from pyterrier_hypencoder import BiEncoder, Hypencoder, checkpoint, hub  # noqa: E402
+from pyterrier_hypencoder.model import DualEncoderConfig  # noqa: E402
+from pyterrier_hypencoder.training.collator import Collator  # noqa: E402
+from pyterrier_hypencoder.training.data import RowSampler, TrainingRows  # noqa: E402
+from pyterrier_hypencoder.training.network import LOSSES, TrainingNetwork  # noqa: E402
+from pyterrier_hypencoder.training.trainer import HypencoderTrainer  # noqa: E402
+
+NAME = "tiny_6l_cls_shared"
+
+
+@pytest.fixture(scope="module")
+def rows_file(texts, tmp_path_factory) -> Path:
+    """Eight rows: a query that is its positive's first words, three other documents, teacher scores."""
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    docs = [doc for doc in texts["docs"] if len(doc["text"].split()) > 8][:32]
+    with open(path, "w") as out:
+        for i in range(8):
+            items = [docs[i], docs[i + 8], docs[i + 16], docs[i + 24]]
+            scores = [8.0, 3.0, 1.0 + i / 4, -2.0]
+            row = {
+                "query": {"id": f"q{i}", "content": " ".join(docs[i]["text"].split()[:6])},
+                "items": [
+                    {"id": doc["docno"], "content": doc["text"], "score": score}
+                    for doc, score in zip(items, scores, strict=True)
+                ],
+            }
+            out.write(json.dumps(row) + "\n")
+    return path
+
+
+def encoder_of(golden, *, layers: int = 2, shared: bool = False, architecture: str = "HypencoderDualEncoder", **kwargs):
+    """A small dual encoder with random weights, whose head starts as one that learns fast."""
+    config = DualEncoderConfig(
+        architecture,
+        query_encoder_kwargs={
+            "model_name_or_path": str(golden / "tiny_base_bert"),
+            "base_encoder_output_dim": 24,
+            "converter_kwargs": {"vector_dimensions": [24] * (layers + 1) + [1]},
+            **kwargs,
+        },
+        passage_encoder_kwargs={"model_name_or_path": str(golden / "tiny_base_bert"), "pooling_type": "mean"},
+        shared_encoder=shared,
+    )
+    return checkpoint.build(config, seed=1)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(golden):
+    return hub.load_tokenizer(str(golden / NAME), None)
+
+
+def rows_of(path: Path, **options) -> TrainingRows:
+    return TrainingRows(path, RowSampler(negatives=3), shuffle_buffer=0, **options)
+
+
+def trainer_of(golden, tokenizer, out: Path, **options) -> HypencoderTrainer:
+    encoder = options.pop("encoder", None) or encoder_of(golden)
+    arguments = {"use_cpu": True, **options.pop("arguments", {})}
+    defaults = {"batch_size": 8, "max_steps": 10, "learning_rate": 2e-3}
+    return HypencoderTrainer(encoder, out, tokenizer=tokenizer, arguments=arguments, **(defaults | options))
+
+
+def loss_of(trainer: HypencoderTrainer, path: Path, collator: Collator) -> float:
+    batch = collator(list(rows_of(path)))
+    with torch.inference_mode():
+        return trainer.network.eval()(**batch)["loss"].item()
+
+
+@pytest.mark.parametrize("losses", [["margin_mse"], ["cross_entropy_first_items"]])
+def test_eight_rows_are_learnt_by_heart(golden, tokenizer, rows_file, tmp_path, losses):
+    collator = Collator(tokenizer)
+    trainer = trainer_of(
+        golden, tokenizer, tmp_path, losses=losses, max_steps=200, learning_rate=1e-2, lr_scheduler_type="linear"
+    )
+    for module in trainer.network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    start = loss_of(trainer, rows_file, collator)
+    trainer.fit(rows_of(rows_file), collator)
+    assert loss_of(trainer, rows_file, collator) < 0.01 * start
+
+
+@pytest.mark.parametrize("architecture", ["HypencoderDualEncoder", "TextDualEncoder"])
+def test_what_was_trained_loads_as_a_model(golden, tokenizer, rows_file, tmp_path, architecture):
+    trainer = trainer_of(golden, tokenizer, tmp_path, encoder=encoder_of(golden, architecture=architecture))
+    folder = trainer.fit(rows_of(rows_file), Collator(tokenizer))
+    kind = Hypencoder if architecture == "HypencoderDualEncoder" else BiEncoder
+    model = kind(folder, device="cpu", dtype="fp32")
+    batch = Collator(tokenizer, query_max_length=64)(list(rows_of(rows_file)))
+    with torch.inference_mode():
+        expected = trainer.network.eval().encoder.passage_encoder(batch["item_ids"], batch["item_mask"])
+    rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
+    texts = [item["content"] for row in rows for item in row["items"]]
+    order = [texts.index(text) for text in texts]
+    assert order == sorted(set(order))
+    found = model.encode_docs([item for row in list(rows_of(rows_file)) for item in row["items"]])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_resumed_training_is_uninterrupted_training(golden, tokenizer, rows_file, tmp_path):
+    options = {"batch_size": 3, "arguments": {"save_steps": 4}, "warmup_steps": 3, "losses": LOSSES}
+    whole = trainer_of(golden, tokenizer, tmp_path / "whole", **options)
+    whole.fit(rows_of(rows_file), Collator(tokenizer))
+    cut = tmp_path / "cut"
+    shutil.copytree(tmp_path / "whole", cut)
+    shutil.rmtree(cut / "model")
+    for folder in cut.glob("checkpoint-*"):
+        if folder.name != "checkpoint-4":
+            shutil.rmtree(folder)
+    resumed = trainer_of(golden, tokenizer, cut, **options)
+    resumed.fit(rows_of(rows_file), Collator(tokenizer), resume=True)
+    for (name, one), two in zip(whole.network.state_dict().items(), resumed.network.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(("train", "frozen"), [("queries", "passage_encoder."), ("head", ".transformer.")])
+def test_only_what_should_be_is_trained(golden, tokenizer, rows_file, tmp_path, train, frozen):
+    trainer = trainer_of(golden, tokenizer, tmp_path, train=train)
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    trainer.fit(rows_of(rows_file), Collator(tokenizer))
+    changed = {name for name, value in trainer.network.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and not any(frozen in name for name in changed)
+    assert any("hyper_projection" in name for name in changed)
+
+
+def test_documents_that_are_given_as_vectors_are_not_encoded(golden, tokenizer, rows_file, tmp_path):
+    asked = []
+
+    def vectors(docnos):
+        asked.append(len(docnos))
+        return np.array([np.full(24, int(docno[1:]) / 100) for docno in docnos], dtype=np.float32)
+
+    trainer = trainer_of(golden, tokenizer, tmp_path, train="queries")
+    trainer.network.encoder.passage_encoder.forward = None  # calling it would fail
+    rows = TrainingRows(rows_file, RowSampler(negatives=3, item_texts=False), shuffle_buffer=0)
+    trainer.fit(rows, Collator(tokenizer, vectors=vectors))
+    assert sum(asked) == 10 * 8 * 4
+
+
+def test_the_best_checkpoint_by_validation_is_kept(golden, tokenizer, rows_file, tmp_path):
+    measured = []
+
+    def validate(folder: Path) -> dict[str, float]:
+        Hypencoder(folder, device="cpu").encode_docs(["a planet"])
+        measured.append(checkpoint.read_weights(str(folder))["query_encoder.hyper_base_matrices.0"])
+        return {"Rprec": [0.1, 0.9, 0.3][len(measured) - 1]}
+
+    arguments = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2}
+    trainer = trainer_of(golden, tokenizer, tmp_path, max_steps=6, arguments=arguments)
+    folder = trainer.fit(rows_of(rows_file), Collator(tokenizer), validate=validate, best="Rprec")
+    kept = checkpoint.read_weights(str(folder))["query_encoder.hyper_base_matrices.0"]
+    assert len(measured) == 3
+    assert torch.equal(kept, measured[1]) and not torch.equal(kept, measured[2])
+    assert not (tmp_path / "validation").exists()
+
+
+def test_a_loss_that_is_no_number_stops_and_leaves_the_checkpoints(golden, tokenizer, rows_file, tmp_path):
+    trainer = trainer_of(golden, tokenizer, tmp_path, max_steps=4, arguments={"save_steps": 2})
+    trainer.fit(rows_of(rows_file), Collator(tokenizer))
+    before = sorted(path.name for path in tmp_path.iterdir())
+    broken = trainer_of(golden, tokenizer, tmp_path, max_steps=8, arguments={"save_steps": 2})
+    broken.network.weights = {"margin_mse": float("nan")}
+    with pytest.raises(FloatingPointError, match="after step 4"):
+        broken.fit(rows_of(rows_file), Collator(tokenizer), resume=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_checkpoints_are_neither_overwritten_nor_mixed(golden, tokenizer, rows_file, tmp_path):
+    trainer_of(golden, tokenizer, tmp_path).fit(rows_of(rows_file), Collator(tokenizer))
+    with pytest.raises(FileExistsError, match="resume=True"):
+        trainer_of(golden, tokenizer, tmp_path).fit(rows_of(rows_file), Collator(tokenizer))
+    other = trainer_of(golden, tokenizer, tmp_path, encoder=encoder_of(golden, layers=3), max_steps=20)
+    with pytest.raises(ValueError, match=r"hyper_base_matrices.3 .* is missing"):
+        other.fit(rows_of(rows_file), Collator(tokenizer), resume=True)
+
+
+def test_matryoshka_losses_are_averaged_over_widths(golden, tokenizer, rows_file):
+    encoder = encoder_of(golden)
+    batch = Collator(tokenizer)(list(rows_of(rows_file)))
+    each = []
+    for widths in ([8], [24], [8, 24]):
+        network = TrainingNetwork(encoder, {"margin_mse": 1.0}, widths).eval()
+        each.append(network(**batch)["loss"].item())
+    full = TrainingNetwork(encoder, {"margin_mse": 1.0}).eval()(**batch)["loss"].item()
+    assert each[2] == pytest.approx((each[0] + each[1]) / 2, rel=1e-5)
+    assert each[1] == pytest.approx(full, rel=1e-5)
+    assert each[0] != pytest.approx(full, rel=1e-4)
+
+
+def test_losses_are_weighted_and_added(golden, tokenizer, rows_file):
+    encoder = encoder_of(golden)
+    batch = Collator(tokenizer)(list(rows_of(rows_file)))
+    single = {name: TrainingNetwork(encoder, {name: 1.0}).eval()(**batch)["loss"].item() for name in LOSSES}
+    weights = {name: 0.5 + i for i, name in enumerate(LOSSES)}
+    total = TrainingNetwork(encoder, weights).eval()(**batch)["loss"].item()
+    assert total == pytest.approx(sum(weights[name] * single[name] for name in LOSSES), rel=1e-5)
+
+
+def test_options_that_do_not_fit(golden, tokenizer, rows_file, tmp_path):
+    with pytest.raises(ValueError, match="losses: expected some of"):
+        trainer_of(golden, tokenizer, tmp_path, losses=["hinge"])
+    with pytest.raises(ValueError, match="losses: expected some of"):
+        trainer_of(golden, tokenizer, tmp_path, losses=[])
+    with pytest.raises(ValueError, match="train: expected one of"):
+        trainer_of(golden, tokenizer, tmp_path, train="documents")
+    with pytest.raises(ValueError, match="shared_encoder"):
+        trainer_of(golden, tokenizer, tmp_path, train="queries", encoder=encoder_of(golden, shared=True))
+    with pytest.raises(ValueError, match="no head"):
+        bi_encoder = encoder_of(golden, architecture="TextDualEncoder")
+        trainer_of(golden, tokenizer, tmp_path, train="head", encoder=bi_encoder)
+    batch = Collator(tokenizer)(list(rows_of(rows_file)))
+    del batch["teacher"]
+    with pytest.raises(ValueError, match="expected teacher scores"):
+        TrainingNetwork(encoder_of(golden), {"margin_mse": 1.0})(**batch)
