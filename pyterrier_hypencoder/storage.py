@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from more_itertools import chunked
 
 from .docnos import Docnos, Seen, write_docnos
+from .frames import check_choice
 
 FORMAT_VERSION = 1
 META_FILE = "pt_meta.json"
@@ -52,7 +53,7 @@ def discard_leftovers(path: Path) -> None:
 
 def facts_of(dtype: str, facts: dict[str, Any]) -> dict[str, Any]:
     """What ``pt_meta.json`` says, and a resumed build must agree on."""
-    _check_option("dtype", dtype, tuple(DTYPES))
+    check_choice("dtype", dtype, tuple(DTYPES))
     return {"dtype": DTYPES[dtype][0], **json.loads(json.dumps(facts))}
 
 
@@ -90,7 +91,7 @@ class Writer:
     """
 
     def __init__(self, path: Path, *, mode: str, dtype: str, facts: dict[str, Any]) -> None:
-        _check_option("mode", mode, ("create", "overwrite", "resume"))
+        check_choice("mode", mode, ("create", "overwrite", "resume"))
         self.facts = facts_of(dtype, facts)
         self.path = path
         self.staging = staging_path(path)
@@ -321,11 +322,6 @@ def _checked_meta(path: Path) -> dict[str, Any]:
             f"{counts[0]}, {counts[1]} and {meta.get('dtype')}; copy or build the index again"
         )
     return meta
-
-
-def _check_option(name: str, value: Any, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {list(choices)}, found {value!r}")
 
 
 def _check_size(file: Path, expected: int, meta: dict[str, Any]) -> None:
