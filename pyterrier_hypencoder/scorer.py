@@ -11,7 +11,7 @@ import pyterrier as pt
 import torch
 
 from .encoder import Encoder, check_encoder, from_record
-from .frames import ByArguments, TextField, docnos_of, fields_of
+from .frames import ByArguments, TextField, docnos_of
 from .qnet import QNets
 from .stages import TextScorer, narrowed, qnets_of
 from .storage import Reader, identity
@@ -37,7 +37,7 @@ class OnIndex(ByArguments):
         return shared if isinstance(shared, Reader) else self._open("reader", identity(path), lambda: Reader(path))
 
     def _encoder(self) -> Encoder | None:
-        """The model given, or the one that the index names; checked against the index."""
+        """The model given, or the one that the index names."""
         if self.model is not None:
             check_encoder(self.model)
             return self.model
@@ -100,17 +100,19 @@ class HypencoderScorer(OnIndex, TextScorer):
         qnet_width: int | None = None,
         verbose: bool = False,
     ) -> None:
+        super().__init__(
+            model,
+            text_field=text_field,
+            batch_size=batch_size,
+            device=device,
+            precision=precision,
+            qnet_width=qnet_width,
+            verbose=verbose,
+        )
         self._index = index
-        self.model = model
-        self.text_field = text_field
-        self.batch_size = batch_size
-        self.device = device
-        self.precision = precision
-        self.qnet_width = qnet_width
-        self.verbose = verbose
 
     def _document_columns(self) -> list[list[str]]:
-        return [[], ["doc_vec"]] if self._index is not None else [fields_of(self.text_field), ["doc_vec"]]
+        return super()._document_columns() if self._index is None else [[], ["doc_vec"]]
 
     def _qnets(self, queries: pd.DataFrame) -> QNets:
         if self._index is not None:

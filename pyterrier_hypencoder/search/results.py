@@ -33,11 +33,11 @@ def top_k(scores: Tensor, docids: Tensor, k: int) -> tuple[Tensor, Tensor]:
         Scores and docids, (Q, min(k, N)).
     """
     k = min(k, scores.shape[1])
-    best = scores.topk(k, dim=1).values
-    if k and bool(((scores >= best[:, -1:]).sum(dim=1) > k).any()):
+    best = scores.topk(k, dim=1)
+    if k and bool(((scores >= best.values[:, -1:]).sum(dim=1) > k).any()):
         # More documents have the last score than fit, and topk is free to take any of them: decide by sorting.
         order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
     else:
-        order = scores.topk(k, dim=1).indices.sort(dim=1).values
+        order = best.indices.sort(dim=1).values
         order = order.gather(1, scores.gather(1, order).sort(dim=1, descending=True, stable=True).indices)
     return scores.gather(1, order), docids.gather(1, order)

@@ -55,7 +55,7 @@ class TrainingNetwork(nn.Module):
         item_vectors: Tensor | None = None,
         teacher: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """One step on a batch of B rows with M items each, as :class:`pyterrier_hypencoder.training.data.Collator` makes it.
+        """One step on a batch of B rows with M items each, as the collator makes it.
 
         Args:
             query_ids: (B, T).
@@ -66,16 +66,13 @@ class TrainingNetwork(nn.Module):
             teacher: (B, M), for distillation.
 
         Returns:
-            ``loss``, a scalar, and ``scores`` (B, M) of each query's own items at the full width.
+            ``loss``, a scalar.
         """
         items = self.encoder.passage_encoder(item_ids, item_mask) if item_vectors is None else item_vectors
         queries = self.encoder.query_encoder(query_ids, query_mask)
         qnets = queries if isinstance(queries, QNets) else QNets.linear(queries)
         nets = [qnets] if self.widths is None else [qnets.narrow(width) for width in self.widths]
-        loss = torch.stack([self._loss(net, items, teacher) for net in nets]).mean()
-        with torch.no_grad():
-            scores = qnets.score(items.view(len(qnets), -1, items.shape[-1]))
-        return {"loss": loss, "scores": scores}
+        return {"loss": torch.stack([self._loss(net, items, teacher) for net in nets]).mean()}
 
     def _loss(self, qnets: QNets, items: Tensor, teacher: Tensor | None) -> Tensor:
         per_row = len(items) // len(qnets)

@@ -70,7 +70,6 @@ class HypencoderTrainer:
         self.network = TrainingNetwork(encoder, weights, widths)
         self.output_dir = Path(output_dir)
         self.tokenizer = tokenizer
-        self.seed = seed
         _freeze(encoder, train)
         self.arguments = transformers.TrainingArguments(
             **{
@@ -156,7 +155,7 @@ class _Trainer(transformers.Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Batches of this process's own rows; accelerate would split items and queries alike."""
         self.rows.rank, self.rows.world_size = self.args.process_index, self.args.world_size
-        self.rows.seed, self.rows.epochs = self.owner.seed, None
+        self.rows.seed, self.rows.epochs = self.args.seed, None
         return DataLoader(
             self.rows,
             batch_size=self.args.per_device_train_batch_size,
