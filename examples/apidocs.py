@@ -277,7 +277,7 @@ def _plain(text: str) -> str:
     return _SET.sub(lambda match: "{" + ", ".join(sorted(match[1].split(", "))) + "}", text)
 
 
-def _split(doc: str) -> tuple[str, str]:
+def split(doc: str) -> tuple[str, str]:
     """Splits a documentation string into its summary and the rest.
 
     The summary is the first sentence of the first paragraph after any signatures, or all of that paragraph if it is
@@ -291,7 +291,7 @@ def _split(doc: str) -> tuple[str, str]:
     return first[:end], " ".join([first[end:], *rest]).strip()
 
 
-def _query(summary: str) -> str:
+def query_of(summary: str) -> str:
     """Turns a summary into plain words, which no query parser takes for operators."""
     return "" if _NO_SUMMARY.search(summary) else " ".join(_words(summary))
 
@@ -306,7 +306,7 @@ def _documents() -> dict[str, tuple[str, str]]:
     documents: dict[str, tuple[str, str]] = {}
     beginnings: set[tuple[str, ...]] = set()
     for docno, doc in sorted(_documentation().items()):
-        summary, text = _split(doc)
+        summary, text = split(doc)
         words = text.lower().split()
         beginning = tuple(words[:KEY_WORDS])
         if len(words) >= MIN_WORDS and beginning not in beginnings:
@@ -339,7 +339,7 @@ def build() -> Collection:
     queries: dict[str, str] = {}
     relevant: dict[str, list[str]] = defaultdict(list)
     for docno, (summary, _) in documents.items():
-        query = _query(summary)
+        query = query_of(summary)
         qid = "q" + hashlib.sha256(query.lower().encode()).hexdigest()[:12]
         queries.setdefault(qid, query)
         relevant[qid].append(docno)

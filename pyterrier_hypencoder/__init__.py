@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .encoder import BiEncoder, Hypencoder
+    from .biencoder import BiEncoder
+    from .hypencoder import Hypencoder
     from .index import HypencoderIndex
     from .indexer import HypencoderIndexer
     from .qnet import QNets, QNetSpec
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from .scorer import HypencoderScorer
 
 _MODULES = {
-    "BiEncoder": "encoder",
-    "Hypencoder": "encoder",
+    "BiEncoder": "biencoder",
+    "Hypencoder": "hypencoder",
     "HypencoderIndex": "index",
     "HypencoderIndexer": "indexer",
     "HypencoderRetriever": "retriever",

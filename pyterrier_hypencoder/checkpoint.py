@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .hub import CONFIG_FILE, backbone_config, find_file, read_json
+from .hub import CONFIG_FILE, backbone_config, find_file, load_transformer, pooling_settings, read_json
 from .model import ARCHITECTURES, DualEncoderConfig, HypencoderDualEncoder
 
 WEIGHT_FILES = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
@@ -52,7 +53,8 @@ def load(
 ) -> tuple[HypencoderDualEncoder, DualEncoderConfig]:
     """Loads a dual encoder in float32 on the CPU, in evaluation mode.
 
-    Backbone weights are never fetched: the checkpoint holds them.
+    Backbone weights are never fetched, as the checkpoint holds them; only a checkpoint that was saved without them (see
+    :func:`save`) names where they are.
 
     Args:
         name_or_path: directory or hub id.
@@ -65,7 +67,11 @@ def load(
     """
     config = read_config(name_or_path, revision)
     model = build(config, name_or_path, pads_in_mean=pads_in_mean)
-    fit_weights(model, read_weights(name_or_path, revision), name_or_path)
+    weights = read_weights(name_or_path, revision)
+    base = config.extra.get("base_weights")
+    if base is not None:
+        weights = _trunks_of(load_transformer(base)) | weights
+    fit_weights(model, weights, name_or_path)
     return model.eval(), config
 
 
@@ -93,6 +99,78 @@ def _build_backbone(config: DualEncoderConfig, side: str, name_or_path: str) -> 
     stored = config.extra.get("backbone_configs", {}).get(side)
     kwargs = config.query_encoder_kwargs if side == "query" else config.passage_encoder_kwargs
     return AutoModel.from_config(backbone_config(kwargs.get("model_name_or_path", ""), stored, name_or_path)).float()
+
+
+def from_dense(
+    name_or_path: str,
+    *,
+    hidden: Sequence[int] | None = None,
+    shared_encoder: bool = False,
+    revision: str | None = None,
+    pooling: str | None = None,
+    normalize: bool | None = None,
+    seed: int = 0,
+    **qnet: Any,
+) -> HypencoderDualEncoder:
+    """A dual encoder that begins with all that a dense model knows: its first scores rank as that model's do.
+
+    With hidden layers it is a Hypencoder with an inner-product skip: the score is ``skip_scale * <p, x> + skip_gate *
+    net(sqrt(D) x / |x|)``, p the encoder's own query vector, and the network's output layer begins at zero.
+
+    Args:
+        name_or_path: directory or hub id of a Hugging Face or sentence-transformers encoder.
+        hidden: widths of the q-nets' hidden layers; None makes a bi-encoder.
+        shared_encoder: whether queries and documents are encoded by one transformer.
+        revision: branch, tag or commit on the hub.
+        pooling: None reads it from the sentence-transformers files.
+        normalize: None reads it from the same files.
+        seed: of the hyper-head's random weights.
+        **qnet: other options of :class:`pyterrier_hypencoder.QNetSpec`. ``skip_scale`` is 20 where vectors have length 1, as
+            cross-entropy over bare cosines is nearly flat, and else 1; ``normalize_input`` is True, and ``do_residual`` False
+            unless the widths allow it.
+
+    Raises:
+        FileNotFoundError: where there is no such model.
+        ValueError: where an option does not fit.
+    """
+    stated = pooling_settings(name_or_path, revision) if pooling is None or normalize is None else None
+    pooling = pooling or stated.pooling  # type: ignore[union-attr]
+    normalize = stated.normalize if normalize is None else normalize  # type: ignore[union-attr]
+    transformer = load_transformer(name_or_path, revision)
+    width: int = transformer.config.hidden_size  # type: ignore[union-attr, assignment]
+    query: dict[str, Any] = {"model_name_or_path": name_or_path}
+    if hidden is None:
+        query |= {"pooling_type": pooling}
+    else:
+        dimensions = [width, *hidden, 1]
+        options = {
+            "inner_product_skip": True,
+            "skip_scale": 20.0 if normalize else 1.0,
+            "normalize_input": True,
+            "do_residual": len(set(dimensions[:-1])) == 1,
+        }
+        query |= {
+            "base_encoder_output_dim": width,
+            "embedding_representation": pooling,
+            "head_start": "dense",
+            "converter_kwargs": {"vector_dimensions": dimensions, **options, **qnet},
+        }
+    config = DualEncoderConfig(
+        "TextDualEncoder" if hidden is None else "HypencoderDualEncoder",
+        query_encoder_kwargs=query,
+        passage_encoder_kwargs={"model_name_or_path": name_or_path, "pooling_type": pooling, "normalize": normalize},
+        shared_encoder=shared_encoder,
+        extra={"backbone_configs": dict.fromkeys(_TRUNKS, _architecture(transformer.config))},
+    )
+    model = build(config, name_or_path, seed=seed)
+    for side in (model.query_encoder, model.passage_encoder):
+        side.transformer.load_state_dict(transformer.state_dict())
+    return model.eval()
+
+
+def _trunks_of(transformer: nn.Module) -> dict[str, Tensor]:
+    """The weights of a transformer under the names that they have on both sides of a dual encoder."""
+    return {prefix + key: value for prefix in _TRUNKS.values() for key, value in transformer.state_dict().items()}
 
 
 def read_weights(name_or_path: str, revision: str | None = None) -> dict[str, Tensor]:
@@ -179,7 +257,16 @@ def _shape(tensor: Tensor) -> list[int]:
     return list(tensor.shape)
 
 
-def save(model: HypencoderDualEncoder, directory: str | Path, *, format: str = "safetensors", tokenizer: Any = None) -> None:
+def save(
+    model: HypencoderDualEncoder,
+    directory: str | Path,
+    *,
+    format: str = "safetensors",
+    tokenizer: Any = None,
+    weights: dict[str, Tensor] | None = None,
+    base: str | None = None,
+    half: bool = False,
+) -> None:
     """Writes a checkpoint that :func:`load` reads without any other file.
 
     Args:
@@ -187,6 +274,10 @@ def save(model: HypencoderDualEncoder, directory: str | Path, *, format: str = "
         directory: made where it does not exist; each file is replaced as a whole.
         format: ``safetensors`` (a shared trunk is written once) or ``bin`` (the released layout, both prefixes).
         tokenizer: a Hugging Face tokenizer to write beside it.
+        weights: written in place of the model's own, under the same names.
+        base: a model whose transformer both sides began as; what is still as it was there is left out, and :func:`load`
+            takes it from that model again. The file is then a fraction of the size.
+        half: whether weights are rounded to float16.
 
     Raises:
         ValueError: for an unknown format.
@@ -195,7 +286,13 @@ def save(model: HypencoderDualEncoder, directory: str | Path, *, format: str = "
         raise ValueError(f"format: expected one of {sorted(WEIGHT_FILES)}, found {format!r}")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    weights = model.state_dict() if weights is None else weights
+    weights = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+    if base is not None:
+        known = _trunks_of(load_transformer(base))
+        weights = {key: value for key, value in weights.items() if key not in known or not torch.equal(value, known[key])}
+    if half:
+        weights = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
     part = directory / f"{WEIGHT_FILES[format]}.part"
     if format == "safetensors":
         from safetensors.torch import save_file
@@ -210,7 +307,8 @@ def save(model: HypencoderDualEncoder, directory: str | Path, *, format: str = "
         (directory / other).unlink(missing_ok=True)  # a leftover in the other format would be read instead
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
-    config = model.config.to_dict()
+    config = {key: value for key, value in model.config.to_dict().items() if key != "base_weights"}
+    config |= {} if base is None else {"base_weights": base}
     config["backbone_configs"] = {
         "query": _architecture(model.query_encoder.transformer.config),
         "passage": _architecture(model.passage_encoder.transformer.config),

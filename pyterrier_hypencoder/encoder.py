@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from . import checkpoint, hub
 from .frames import ByArguments, TextField, check_choice, check_positive
-from .model import POOLINGS, DualEncoderConfig, TextEncoder
 from .qnet import QNets, QNetSpec
 from .scoring import resolve_device
 from .stages import DocEncoder, QueryEncoder, TextScorer
@@ -174,7 +173,7 @@ class Encoder(ByArguments):
         return checkpoint.fingerprint(document.transformer, *details)
 
     def record(self) -> dict[str, Any]:
-        """What an index keeps of the model that made its vectors; :func:`from_record` makes the encoder again."""
+        """What an index keeps of the model that made its vectors, to make the encoder again."""
         defaults = {a.name: a.init_default_value for a in pt.inspect.transformer_attributes(self)}  # type: ignore[arg-type]
         skipped = ("name_or_path", "revision", "device", "batch_size", "verbose")
         return {
@@ -215,198 +214,6 @@ class Encoder(ByArguments):
         )
 
 
-class Hypencoder(Encoder):
-    """A Hypencoder checkpoint: queries become q-nets, documents vectors (arXiv 2502.05364).
-
-    Args:
-        name_or_path: hub id (``jfkback/hypencoder.6_layer``) or directory.
-        device: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda[:n]``.
-        dtype: ``fp32``; ``bf16`` runs the transformers under autocast, twice as fast where the hardware has it; ``auto``
-            is fp32, as the released code computes: layer norms amplify what bf16 loses.
-        batch_size: texts in a mini-batch.
-        query_max_length: tokens of a query, the rest is cut.
-        doc_max_length: tokens of a document, the rest is cut.
-        verbose: whether to show progress.
-        revision: branch, tag or commit on the hub.
-        pads_in_mean: take padding into the sum when pooling by mean, as the released code does; a document's vector then
-            depends on the others of its batch. Only for comparing with that code.
-    """
-
-    def __init__(
-        self,
-        name_or_path: str,
-        *,
-        device: str = "auto",
-        dtype: str = "auto",
-        batch_size: int = 32,
-        query_max_length: int = 64,
-        doc_max_length: int = 512,
-        verbose: bool = False,
-        revision: str | None = None,
-        pads_in_mean: bool = False,
-    ) -> None:
-        self.name_or_path = str(name_or_path)
-        self.device = device
-        self.dtype = dtype
-        self.batch_size = batch_size
-        self.query_max_length = query_max_length
-        self.doc_max_length = doc_max_length
-        self.verbose = verbose
-        self.revision = revision
-        self.pads_in_mean = pads_in_mean
-
-    @property
-    def vec_size(self) -> int:
-        """Dimensions of the document vectors, D; needs the configuration only."""
-        return self.qnet_spec.input_dim
-
-    @property
-    def qnet_spec(self) -> QNetSpec:
-        """The architecture of the q-nets; needs the configuration only."""
-        name, revision = self.name_or_path, self.revision
-        return self._open("spec", (name, revision), lambda: self._checked(checkpoint.read_config(name, revision)).qnet_spec)
-
-    def _checked(self, config: DualEncoderConfig) -> DualEncoderConfig:
-        if config.architecture != "HypencoderDualEncoder":
-            raise ValueError(
-                f"expected a Hypencoder in {self.name_or_path!r}, found a {config.architecture}; load it with "
-                f"BiEncoder({self.name_or_path!r})"
-            )
-        return config
-
-    def _load_key(self) -> tuple[Any, ...]:
-        return (*super()._load_key(), self.pads_in_mean)
-
-    def _networks(self) -> tuple[nn.Module, nn.Module, Any]:
-        model, config = checkpoint.load(self.name_or_path, revision=self.revision, pads_in_mean=self.pads_in_mean)
-        self._checked(config)
-        backbone = config.query_encoder_kwargs.get("model_name_or_path", "")
-        return model.query_encoder, model.passage_encoder, hub.load_tokenizer(self.name_or_path, self.revision, backbone)
-
-    def _to_qnets(self, output: QNets) -> QNets:
-        return output.to(dtype=torch.float32)
-
-
-class BiEncoder(Encoder):
-    """A dense encoder whose queries become q-nets without hidden layer: scores are inner products.
-
-    Takes any Hugging Face or sentence-transformers encoder, and bi-encoders of this package (BE-Base).
-
-    Args:
-        name_or_path: hub id or directory.
-        pooling: ``cls``, ``mean``, ``max`` or ``last``; None reads it from the sentence-transformers files (``mean`` where
-            there are none).
-        normalize: whether vectors have length 1, so that scores are cosines; None reads it from the same files (False
-            where there are none).
-        query_prefix: put before every query, such as ``"query: "``.
-        doc_prefix: put before every document.
-        device: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda[:n]``.
-        dtype: ``fp32``; ``bf16`` runs the transformer under autocast; ``auto`` is bf16 for documents where the hardware
-            computes in it natively, and fp32 elsewhere and for queries.
-        batch_size: texts in a mini-batch.
-        query_max_length: tokens of a query, the rest is cut.
-        doc_max_length: tokens of a document, the rest is cut.
-        verbose: whether to show progress.
-        revision: branch, tag or commit on the hub.
-    """
-
-    def __init__(
-        self,
-        name_or_path: str,
-        *,
-        pooling: str | None = None,
-        normalize: bool | None = None,
-        query_prefix: str = "",
-        doc_prefix: str = "",
-        device: str = "auto",
-        dtype: str = "auto",
-        batch_size: int = 32,
-        query_max_length: int = 64,
-        doc_max_length: int = 512,
-        verbose: bool = False,
-        revision: str | None = None,
-    ) -> None:
-        self.name_or_path = str(name_or_path)
-        self.pooling = pooling
-        self.normalize = normalize
-        self.query_prefix = query_prefix
-        self.doc_prefix = doc_prefix
-        self.device = device
-        self.dtype = dtype
-        self.batch_size = batch_size
-        self.query_max_length = query_max_length
-        self.doc_max_length = doc_max_length
-        self.verbose = verbose
-        self.revision = revision
-
-    @property
-    def qnet_spec(self) -> QNetSpec:
-        """No hidden layer: the query vector is the whole q-net."""
-        return QNetSpec((self.vec_size, 1))
-
-    def _load_key(self) -> tuple[Any, ...]:
-        return (*super()._load_key(), self.pooling, self.normalize)
-
-    def _networks(self) -> tuple[nn.Module, nn.Module, Any]:
-        if self.pooling is not None:
-            check_choice("pooling", self.pooling, POOLINGS)
-        config = hub.read_json(self.name_or_path, revision=self.revision)
-        if config is not None and checkpoint.is_dual_encoder(config):
-            return self._dual_networks()
-        from transformers import AutoModel
-
-        pooling, normalize = self.pooling, self.normalize
-        if pooling is None or normalize is None:
-            stated = hub.pooling_settings(self.name_or_path, self.revision)
-            pooling = pooling or stated.pooling
-            normalize = stated.normalize if normalize is None else normalize
-        try:
-            # Weights that a file lacks are made up, from the global random state: a pooler's may be, no others.
-            with hub.quiet(), torch.random.fork_rng(devices=[]):
-                transformer, info = AutoModel.from_pretrained(
-                    self.name_or_path, revision=self.revision, output_loading_info=True
-                )
-        except OSError as err:
-            raise FileNotFoundError(
-                f"expected an encoder in {self.name_or_path!r}, found none: neither a directory with config and weights nor "
-                "a model on the hub or in its local cache; check the name, or go online once"
-            ) from err
-        missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
-        if missing:
-            raise ValueError(
-                f"expected all weights of a {type(transformer).__name__} in {self.name_or_path!r}, found none for "
-                f"{', '.join(missing[:5])}{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}; is the checkpoint "
-                "complete, and does its config.json belong to it?"
-            )
-        network = TextEncoder(transformer.float(), pooling, normalize=normalize)
-        return network, network, hub.load_tokenizer(self.name_or_path, self.revision)
-
-    def _dual_networks(self) -> tuple[nn.Module, nn.Module, Any]:
-        model, config = checkpoint.load(self.name_or_path, revision=self.revision)
-        if config.architecture != "TextDualEncoder":
-            raise ValueError(
-                f"expected a bi-encoder in {self.name_or_path!r}, found a {config.architecture}; load it with "
-                f"Hypencoder({self.name_or_path!r})"
-            )
-        sides = [
-            TextEncoder(
-                side.transformer,
-                self.pooling or side.pooling,
-                normalize=side.normalize if self.normalize is None else self.normalize,
-            )
-            for side in (model.query_encoder, model.passage_encoder)
-        ]
-        backbone = config.query_encoder_kwargs.get("model_name_or_path", "")
-        return sides[0], sides[1], hub.load_tokenizer(self.name_or_path, self.revision, backbone)
-
-    def _use_bf16(self, side: str) -> bool:
-        auto = self.dtype == "auto" and side == "document" and _has_native_bf16(self._loaded().device)
-        return super()._use_bf16(side) or auto
-
-    def _to_qnets(self, output: Tensor) -> QNets:
-        return QNets.linear(output.float())
-
-
 def check_encoder(model: Any) -> None:
     """Checks that a model is an encoder.
 
@@ -418,22 +225,3 @@ def check_encoder(model: Any) -> None:
             f"model: expected an encoder, found {model!r}; pass Hypencoder(...) or BiEncoder(...). Other encoders join by "
             "their vectors: doc_encoder >> HypencoderIndexer(path), and query_encoder >> HypencoderRetriever(index)"
         )
-
-
-def from_record(record: dict[str, Any], *, device: str = "auto") -> Encoder:
-    """The encoder that an index names, on a device; see :meth:`Encoder.record`.
-
-    Raises:
-        ValueError: where the record is of an unknown class.
-    """
-    classes: dict[str, Callable[..., Encoder]] = {"Hypencoder": Hypencoder, "BiEncoder": BiEncoder}
-    check_choice("the index's model class", record.get("class"), classes)
-    return classes[record["class"]](record["name"], revision=record["revision"], device=device, **record["options"])
-
-
-def _has_native_bf16(device: torch.device) -> bool:
-    """Whether bf16 is faster than fp32 there: emulated bf16 is slower."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(supported and supported())

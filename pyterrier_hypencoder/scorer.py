@@ -10,8 +10,9 @@ import pandas as pd
 import pyterrier as pt
 import torch
 
-from .encoder import Encoder, check_encoder, from_record
+from .encoder import Encoder, check_encoder
 from .frames import ByArguments, TextField, docnos_of
+from .hypencoder import from_record
 from .qnet import QNets
 from .stages import TextScorer, narrowed, qnets_of
 from .storage import Reader, identity

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyterrier_hypencoder import BiEncoder, Hypencoder, encoder, hub
+from pyterrier_hypencoder import BiEncoder, Hypencoder, encoder, hub, hypencoder
 from pyterrier_hypencoder.model import POOLINGS, pool
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
@@ -234,12 +234,12 @@ def test_a_record_makes_the_encoder_again(golden, bert):
         Hypencoder(golden / "tiny_2l_mean_separate_reslast", pads_in_mean=True, doc_max_length=64),
         bi_encoder(bert, pooling="cls", query_prefix="query: "),
     ):
-        again = encoder.from_record(model.record())
+        again = hypencoder.from_record(model.record())
         assert type(again) is type(model)
         assert again.fingerprint == model.fingerprint
         assert again.doc_max_length == model.doc_max_length
     with pytest.raises(ValueError, match="model class"):
-        encoder.from_record({"class": "os.system", "name": "x", "revision": None, "options": {}})
+        hypencoder.from_record({"class": "os.system", "name": "x", "revision": None, "options": {}})
 
 
 def test_encoders_are_their_arguments(bert):

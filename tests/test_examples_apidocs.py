@@ -170,7 +170,7 @@ def test_missing_library(apidocs, monkeypatch):
     ],
 )
 def test_split(apidocs, doc, summary, text):
-    assert apidocs._split(doc) == (summary, text)
+    assert apidocs.split(doc) == (summary, text)
 
 
 # --- BM25 ---

@@ -26,6 +26,8 @@ LAYERS = [
     "scoring",
     "stages",
     "encoder",
+    "biencoder",
+    "hypencoder",
     "docnos",
     "storage",
     "graph",

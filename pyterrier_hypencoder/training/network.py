@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +31,18 @@ class TrainingNetwork(nn.Module):
         encoder: the dual encoder.
         weights: the factor of each loss by name; see :data:`LOSSES`.
         widths: widths of the q-nets' hidden layers over which losses are averaged (Matryoshka); None for the full one.
+        scale: factor of the scores in all losses.
 
     Raises:
         ValueError: for unknown losses, or none.
     """
 
     def __init__(
-        self, encoder: HypencoderDualEncoder, weights: Mapping[str, float], widths: Sequence[int] | None = None
+        self,
+        encoder: HypencoderDualEncoder,
+        weights: Mapping[str, float],
+        widths: Sequence[int] | None = None,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         unknown = sorted(set(weights) - set(LOSSES))
@@ -45,6 +51,19 @@ class TrainingNetwork(nn.Module):
         self.encoder = encoder
         self.weights = dict(weights)
         self.widths = None if widths is None else list(widths)
+        self.scale = scale
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Trades time for memory: the backbones' activations are computed again for the gradients."""
+        for side in (self.encoder.query_encoder, self.encoder.passage_encoder):
+            # What transformers did by default before version 5 gives no gradients where embeddings are frozen.
+            side.transformer.gradient_checkpointing_enable(gradient_checkpointing_kwargs or {"use_reentrant": False})
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """The same by the name that transformers 5 uses."""
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs)
 
     def forward(
         self,
@@ -81,11 +100,12 @@ class TrainingNetwork(nn.Module):
         for name, weight in self.weights.items():
             if name in OWN_GROUP:
                 if own is None:
-                    own = qnets.score(items.view(len(qnets), per_row, -1), training=self.training)
+                    own = self.scale * qnets.score(items.view(len(qnets), per_row, -1), training=self.training)
                 if name in DISTILLATION and teacher is None:
                     raise ValueError(f"{name}: expected teacher scores in the data, found none; add them, or drop the loss")
                 total = total + weight * OWN_GROUP[name](own, teacher if teacher is not None else own)
             else:
                 chosen = items[::per_row] if name == "cross_entropy_first_items" else items
-                total = total + weight * losses.in_batch_cross_entropy(qnets.score(chosen, training=self.training))
+                scores = self.scale * qnets.score(chosen, training=self.training)
+                total = total + weight * losses.in_batch_cross_entropy(scores)
         return total

@@ -10,17 +10,19 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
-from .. import checkpoint
-from ..frames import check_choice
+from .. import checkpoint, hub
+from ..encoder import Encoder, check_encoder
 from ..model import HypencoderDualEncoder
+from . import parameters
 from .collator import Collator
 from .data import TrainingRows
 from .network import TrainingNetwork
 
-TRAINED = ("all", "queries", "head")
+_ADAPTERS = "adapters.safetensors"
 Validate = Callable[[Path], Mapping[str, float]]
 """Measures a checkpoint directory, for example by indexing and searching a validation collection with it."""
 
@@ -29,20 +31,29 @@ class HypencoderTrainer:
     """Trains a dual encoder as the paper does (section 4.2): AdamW, constant rate after warm-up, distillation or contrast.
 
     Args:
-        encoder: the dual encoder, from :func:`pyterrier_hypencoder.checkpoint.load` or ``build``; trained in place.
+        model: a ``Hypencoder`` or ``BiEncoder``, which stays as it is, or a dual encoder of
+            :mod:`pyterrier_hypencoder.checkpoint` (``load``, ``build``, ``from_dense``), which is trained in place.
         output_dir: where checkpoints go, each a directory that ``Hypencoder(...)`` or ``BiEncoder(...)`` loads.
-        tokenizer: a Hugging Face tokenizer, written beside every checkpoint.
+        tokenizer: a Hugging Face tokenizer, written beside every checkpoint; None takes the model's.
         losses: names, or factors by name; see :data:`pyterrier_hypencoder.training.network.LOSSES`.
         train: what is trained: ``all``; ``queries`` (documents frozen, so that an existing index stays valid); ``head``
             (only the hyper-head).
+        backbone_layers: how many of the last layers of a trained backbone are trained; None for all, and the embeddings.
+        lora: options of ``peft.LoraConfig``: backbones then learn through adapters, which checkpoints have merged in.
+        scale: factor of the scores in all losses, an inverse temperature; about 20 for bi-encoders that give cosines, over
+            which cross-entropy is nearly flat.
         widths: widths of the q-nets over which losses are averaged (Matryoshka); None for the full one.
         batch_size: rows per device and step.
         max_steps: optimiser steps.
         learning_rate: of AdamW; 2e-5 in the paper.
+        head_learning_rate: None for one rate, as in the paper. Otherwise by how much a step changes what the hyper-head's
+            layers give: their rates are this divided by fan-in, for heads that start beside what a dense model knows.
         warmup_steps: linear warm-up; 6,000 in the paper.
         lr_scheduler_type: of ``transformers``; constant after warm-up in the paper.
         seed: of data order, sampling and dropout.
-        arguments: any other of ``transformers.TrainingArguments``: bf16, gradient_accumulation_steps, save_steps, ...
+        verbose: whether to show progress.
+        arguments: any other of ``transformers.TrainingArguments``: bf16, gradient_accumulation_steps,
+            gradient_checkpointing, save_steps, report_to, ...
 
     Raises:
         ValueError: for options that do not exist or do not fit the encoder.
@@ -50,27 +61,33 @@ class HypencoderTrainer:
 
     def __init__(
         self,
-        encoder: HypencoderDualEncoder,
+        model: Encoder | HypencoderDualEncoder,
         output_dir: str | Path,
         *,
         tokenizer: Any = None,
         losses: Sequence[str] | Mapping[str, float] = ("margin_mse",),
         train: str = "all",
+        backbone_layers: int | None = None,
+        lora: Mapping[str, Any] | None = None,
+        scale: float = 1.0,
         widths: Sequence[int] | None = None,
         batch_size: int = 64,
         max_steps: int = 1000,
         learning_rate: float = 2e-5,
+        head_learning_rate: float | None = None,
         warmup_steps: int = 0,
         lr_scheduler_type: str = "constant_with_warmup",
         seed: int = 0,
+        verbose: bool = False,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        check_choice("train", train, TRAINED)
+        encoder, own_tokenizer, self.collator = _parts_of(model, shared=train == "all")
         weights = losses if isinstance(losses, Mapping) else dict.fromkeys(losses, 1.0)
-        self.network = TrainingNetwork(encoder, weights, widths)
+        self.network = TrainingNetwork(encoder, weights, widths, scale)
         self.output_dir = Path(output_dir)
-        self.tokenizer = tokenizer
-        _freeze(encoder, train)
+        self.tokenizer = own_tokenizer if tokenizer is None else tokenizer
+        self.head_learning_rate = head_learning_rate
+        parameters.choose(encoder, train, backbone_layers=backbone_layers, lora=lora)
         self.arguments = transformers.TrainingArguments(
             **{
                 "output_dir": str(output_dir),
@@ -84,7 +101,7 @@ class HypencoderTrainer:
                 "save_steps": max_steps,
                 "logging_steps": 50,
                 "report_to": "none",
-                "disable_tqdm": True,
+                "disable_tqdm": not verbose,
                 **(arguments or {}),
                 "remove_unused_columns": False,
                 "ignore_data_skip": True,  # the rows skip by themselves, without reading
@@ -94,7 +111,7 @@ class HypencoderTrainer:
     def fit(
         self,
         rows: TrainingRows,
-        collator: Collator,
+        collator: Collator | None = None,
         *,
         validate: Validate | None = None,
         best: str | None = None,
@@ -104,7 +121,7 @@ class HypencoderTrainer:
 
         Args:
             rows: the sampled rows; split over processes and, on resuming, skipped here.
-            collator: makes batches of them.
+            collator: makes batches of them; None cuts texts where the model does.
             validate: measures a checkpoint every ``eval_steps`` steps (with ``eval_strategy="steps"``).
             best: the measure by which the best checkpoint is kept; None keeps the last one.
             resume: go on from the last checkpoint in ``output_dir``; begins anew where there is none.
@@ -117,6 +134,9 @@ class HypencoderTrainer:
             FileExistsError: where ``output_dir`` holds checkpoints and ``resume`` is not set.
             ValueError: where the checkpoint to resume from is of another model, or rows are bad.
         """
+        collator = self.collator if collator is None else collator
+        if collator is None:
+            raise ValueError("collator: expected one with a dual encoder, found none; give Collator(tokenizer, ...)")
         last = transformers.trainer_utils.get_last_checkpoint(str(self.output_dir)) if self.output_dir.is_dir() else None
         if last and not resume:
             raise FileExistsError(
@@ -139,7 +159,8 @@ class HypencoderTrainer:
 
     def save(self, directory: str | Path) -> None:
         """Writes the encoder, as it is now, to a directory that loads as a model."""
-        checkpoint.save(self.network.encoder, directory, tokenizer=self.tokenizer)
+        encoder = self.network.encoder
+        checkpoint.save(encoder, directory, tokenizer=self.tokenizer, weights=parameters.merged(encoder))
 
 
 class _Trainer(transformers.Trainer):
@@ -163,6 +184,14 @@ class _Trainer(transformers.Trainer):
             # One of its own: beginning to iterate draws from it, which would shift the dropout of a resumed run.
             generator=torch.Generator().manual_seed(self.args.seed),
         )
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """AdamW; with a rate of its own for the head, by fan-in."""
+        if self.optimizer is None and self.owner.head_learning_rate is not None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+            rates = self.args.learning_rate, self.owner.head_learning_rate, self.args.weight_decay
+            self.optimizer = kind(parameters.groups(self.owner.network, *rates), **options)
+        return super().create_optimizer(*args, **kwargs)
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The network's loss; stops where it is no number."""
@@ -193,9 +222,15 @@ class _Trainer(transformers.Trainer):
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        self.owner.save(output_dir or self.owner.output_dir)
+        directory = output_dir or self.owner.output_dir
+        self.owner.save(directory)
+        if lora := parameters.adapters(self.owner.network):
+            save_file({name: value.contiguous() for name, value in lora.items()}, Path(directory) / _ADAPTERS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if parameters.adapters(self.owner.network):
+            parameters.load_adapters(self.owner.network, load_file(Path(resume_from_checkpoint) / _ADAPTERS))
+            return
         weights = checkpoint.read_weights(resume_from_checkpoint)
         checkpoint.fit_weights(self.owner.network.encoder, weights, resume_from_checkpoint)
 
@@ -204,21 +239,19 @@ class _Trainer(transformers.Trainer):
             self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
-def _freeze(encoder: HypencoderDualEncoder, train: str) -> None:
-    """Freezes what is not trained, and poolers, which no score depends on."""
-    shared = encoder.query_encoder.transformer is encoder.passage_encoder.transformer
-    if train == "queries" and shared:
-        raise ValueError(
-            "train='queries': expected encoders of their own for queries and documents, found a shared one (shared_encoder), "
-            "which cannot be trained and frozen at once; use train='head', or a checkpoint with two"
-        )
-    if train in ("queries", "head"):
-        encoder.passage_encoder.requires_grad_(False)
-    if train == "head":
-        encoder.query_encoder.transformer.requires_grad_(False)
-    for side in (encoder.query_encoder, encoder.passage_encoder):
-        pooler = getattr(side.transformer, "pooler", None)
-        if isinstance(pooler, nn.Module):
-            pooler.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in encoder.parameters()):
-        raise ValueError(f"train={train!r}: expected something to train, found nothing; a bi-encoder has no head")
+def _parts_of(model: Any, shared: bool) -> tuple[HypencoderDualEncoder, Any, Collator | None]:
+    """A dual encoder of its own to train, with the tokenizer and the batches that fit the model."""
+    if isinstance(model, HypencoderDualEncoder):
+        return model, None, None
+    check_encoder(model)
+    name, revision = model.name_or_path, model.revision
+    config = hub.read_json(name, revision=revision)
+    if config is not None and checkpoint.is_dual_encoder(config):
+        encoder, _ = checkpoint.load(name, revision=revision)
+    else:
+        options = {"pooling": model.pooling, "normalize": model.normalize}
+        encoder = checkpoint.from_dense(name, revision=revision, shared_encoder=shared, **options)
+    backbone = encoder.config.query_encoder_kwargs.get("model_name_or_path", "")
+    tokenizer = hub.load_tokenizer(name, revision, backbone)
+    lengths = {"query_max_length": model.query_max_length, "doc_max_length": model.doc_max_length}
+    return encoder, tokenizer, Collator(tokenizer, query_prefix=model.query_prefix, doc_prefix=model.doc_prefix, **lengths)

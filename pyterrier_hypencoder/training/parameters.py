@@ -1,0 +1,135 @@
+"""Parameters: which of a dual encoder's are trained, at what rate, and LoRA's in place of the backbones' own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..frames import check_choice, check_positive
+from ..model import HypencoderDualEncoder
+
+TRAINED = ("all", "queries", "head")
+_BACKBONE = ".transformer."
+
+
+def choose(
+    encoder: HypencoderDualEncoder, train: str, *, backbone_layers: int | None = None, lora: Mapping[str, Any] | None = None
+) -> None:
+    """Freezes what is not trained, and poolers, which no score depends on.
+
+    Args:
+        encoder: the dual encoder, changed in place.
+        train: ``all``; ``queries`` (documents frozen); ``head`` (only the hyper-head).
+        backbone_layers: how many of the last layers of a trained backbone are trained; None for all, and the embeddings.
+        lora: options of ``peft.LoraConfig``: a trained backbone then learns through adapters alone.
+
+    Raises:
+        ImportError: where LoRA is asked for and peft is not installed.
+        ValueError: where options contradict each other or do not fit the encoder.
+    """
+    check_choice("train", train, TRAINED)
+    query, passage = encoder.query_encoder, encoder.passage_encoder
+    if train == "queries" and query.transformer is passage.transformer:
+        raise ValueError(
+            "train='queries': expected encoders of their own for queries and documents, found a shared one (shared_encoder), "
+            "which cannot be trained and frozen at once; use train='head', or a checkpoint with two"
+        )
+    if train != "all":
+        passage.requires_grad_(False)
+    if train == "head":
+        query.transformer.requires_grad_(False)
+    trained = {"all": [query.transformer, passage.transformer], "queries": [query.transformer], "head": []}[train]
+    for transformer in {id(transformer): transformer for transformer in trained}.values():
+        if lora is not None:
+            _add_lora(transformer, lora)
+        elif backbone_layers is not None:
+            _keep_last(transformer, backbone_layers)
+    for side in (query, passage):
+        pooler = getattr(side.transformer, "pooler", None)
+        if isinstance(pooler, nn.Module):
+            pooler.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in encoder.parameters()):
+        raise ValueError(f"train={train!r}: expected something to train, found nothing; a bi-encoder has no head")
+
+
+def _keep_last(transformer: Any, number: int) -> None:
+    """Freezes all but the last layers."""
+    check_positive("backbone_layers", number)
+    depth = transformer.config.num_hidden_layers
+    stacks = [module for module in transformer.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
+    if number > depth or not stacks:
+        raise ValueError(f"backbone_layers: expected at most the backbone's {depth} layers, found {number}")
+    transformer.requires_grad_(False)
+    stacks[0][-number:].requires_grad_(True)
+
+
+def _add_lora(transformer: nn.Module, lora: Mapping[str, Any]) -> None:
+    try:
+        import peft
+    except ImportError as err:
+        raise ImportError("LoRA needs peft: pip install peft") from err
+    peft.inject_adapter_in_model(peft.LoraConfig(**lora), transformer)
+
+
+def _lora_layers(network: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The layers with adapters by name, those of a shared backbone under all names."""
+    for name, module in network.named_modules(remove_duplicate=False):
+        if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer"):
+            yield name, module
+
+
+def adapters(network: nn.Module) -> dict[str, Tensor]:
+    """The weights of LoRA's adapters by name; none where there are none."""
+    return {name: value for name, value in network.state_dict().items() if ".lora_" in name}
+
+
+def load_adapters(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Puts back what :func:`adapters` gave.
+
+    Raises:
+        ValueError: where they are of other adapters.
+    """
+    own = adapters(network)
+    if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in weights.items()}:
+        raise ValueError(
+            f"expected the LoRA weights of this model ({len(own)} tensors), found others ({len(weights)}); were the options "
+            "of LoRA changed since?"
+        )
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(weights[name])
+
+
+@torch.no_grad()
+def merged(encoder: HypencoderDualEncoder) -> dict[str, Tensor]:
+    """The encoder's weights under the names of its checkpoints, what LoRA learnt added to them."""
+    weights = {name: value for name, value in encoder.state_dict().items() if ".lora_" not in name}
+    for name, layer in _lora_layers(encoder):
+        kernel = weights[f"{name}.base_layer.weight"]
+        weights[f"{name}.base_layer.weight"] = kernel + layer.get_delta_weight(layer.active_adapters[0]).to(kernel.dtype)
+    return {name.replace(".base_layer.", "."): value for name, value in weights.items()}
+
+
+def groups(network: nn.Module, learning_rate: float, head_learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for an optimiser, in which the head's rates fall with fan-in.
+
+    A step of Adam changes every number by about its rate, so an output that sums F inputs of size 1 by F times as much. A
+    rate of ``head_learning_rate / F`` changes outputs by about ``head_learning_rate``, however wide the layer.
+
+    Args:
+        network: what is trained.
+        learning_rate: of backbones.
+        head_learning_rate: of the hyper-head, by which a step changes what its layers give.
+        weight_decay: of matrices.
+    """
+    by_fan_in: dict[int | None, list[Tensor]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            fan_in = parameter.shape[-1] if parameter.ndim > 1 else 1
+            by_fan_in.setdefault(None if _BACKBONE in name else fan_in, []).append(parameter)
+    rates = {fan_in: learning_rate if fan_in is None else head_learning_rate / fan_in for fan_in in by_fan_in}
+    decay = {fan_in: 0.0 if fan_in == 1 else weight_decay for fan_in in by_fan_in}
+    return [{"params": by_fan_in[key], "lr": rates[key], "weight_decay": decay[key]} for key in by_fan_in]
