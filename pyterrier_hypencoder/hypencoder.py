@@ -97,3 +97,19 @@ def from_record(record: dict[str, Any], *, device: str = "auto") -> Encoder:
     classes: dict[str, Callable[..., Encoder]] = {"Hypencoder": Hypencoder, "BiEncoder": BiEncoder}
     check_choice("the index's model class", record.get("class"), classes)
     return classes[record["class"]](record["name"], revision=record["revision"], device=device, **record["options"])
+
+
+def load_encoder(name_or_path: str, **options: Any) -> Encoder:
+    """The encoder that a checkpoint holds, a :class:`Hypencoder` or a :class:`BiEncoder`.
+
+    Args:
+        name_or_path: directory, hub id, or the name of a bundled model.
+        **options: of the encoder.
+
+    Raises:
+        FileNotFoundError: where there is none.
+    """
+    config = hub.read_json(name_or_path, revision=options.get("revision"))
+    dual = config is not None and checkpoint.is_dual_encoder(config)
+    hyper = dual and DualEncoderConfig.from_dict(config).architecture == "HypencoderDualEncoder"  # type: ignore[arg-type]
+    return Hypencoder(name_or_path, **options) if hyper else BiEncoder(name_or_path, **options)

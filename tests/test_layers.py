@@ -37,6 +37,8 @@ LAYERS = [
     "indexer",
     "index",
     "training",
+    "validation",
+    "estimator",
 ]
 FORBIDDEN_FOR_TRAINING = {"storage", "search", "scorer", "retriever", "indexer", "index", "docnos"}
 

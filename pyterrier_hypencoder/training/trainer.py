@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
@@ -208,15 +209,13 @@ class _Trainer(transformers.Trainer):
         """Writes the encoder as it is and has it measured."""
         if self.validate is None:
             return {}
-        directory = self.owner.output_dir / "validation"
-        if self.is_world_process_zero():
+        found: list[Any] = [None]
+        if self.is_world_process_zero():  # the others wait for what it finds
+            directory = self.owner.output_dir / "validation"
             self.owner.save(directory)
-        self.accelerator.wait_for_everyone()
-        self.owner.network.eval()
-        metrics = {f"eval_{name}": float(value) for name, value in self.validate(directory).items()}
-        self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
+            found = [{name: float(value) for name, value in self.validate(directory).items()}]
             shutil.rmtree(directory)
+        metrics = {f"eval_{name}": value for name, value in broadcast_object_list(found)[0].items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
