@@ -72,9 +72,7 @@ class HypencoderEstimator(pt.Estimator):
             RuntimeError: before :meth:`fit`.
         """
         if self._model is None:
-            raise RuntimeError(
-                "expected a trained model, found none yet; call fit(topics, qrels, val_topics, val_qrels) first"
-            )
+            raise RuntimeError("expected a trained model, found none yet; call fit(topics, qrels, ...) first")
         return self._model
 
     def fit(

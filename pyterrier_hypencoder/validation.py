@@ -86,8 +86,9 @@ class Validation:
             allowed = None if self.judged is None else [d for d in self.docs.docnos if d in self.judged]
             return self.docs.retriever(encoder, num_results=self.num_results, allowed_docnos=allowed)(self.topics)
         with tempfile.TemporaryDirectory() as folder:
-            index = HypencoderIndexer(Path(folder) / "index.hyp", encoder, text_field=self.text_field).index(self._corpus())
-            return index.retriever(encoder, num_results=self.num_results)(self.topics)
+            path = Path(folder) / "index.hyp"
+            HypencoderIndexer(path, encoder, text_field=self.text_field).index(self._corpus())
+            return HypencoderIndex(path).retriever(encoder, num_results=self.num_results)(self.topics)
 
     def _corpus(self) -> Any:
         docs = self.docs.get_corpus_iter(verbose=False) if hasattr(self.docs, "get_corpus_iter") else self.docs

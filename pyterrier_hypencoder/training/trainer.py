@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import transformers
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader

@@ -43,7 +43,7 @@ def _reader(name: Any, array: np.ndarray, find: Callable[[list[str]], Sequence[i
         if (rows < 0).any():
             unknown = [docno for docno, row in zip(wanted, rows, strict=True) if row < 0]
             raise ValueError(
-                f"expected vectors of all documents of the training rows in {name}, found none of {len(unknown)} of them, such "
+                f"expected vectors of all documents of the training rows in {name}, found none of {len(unknown)}, such "
                 f"as {unknown[:3]}; index them, or leave their rows out"
             )
         return np.asarray(array[rows], dtype=np.float32)
