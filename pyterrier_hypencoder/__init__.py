@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .qnet import QNets, QNetSpec
     from .retriever import HypencoderRetriever
     from .scorer import HypencoderScorer
+    from .training.trainer import HypencoderTrainer
 
 _MODULES = {
     "BiEncoder": "biencoder",
@@ -22,6 +23,7 @@ _MODULES = {
     "HypencoderIndexer": "indexer",
     "HypencoderRetriever": "retriever",
     "HypencoderScorer": "scorer",
+    "HypencoderTrainer": "training.trainer",
     "QNetSpec": "qnet",
     "QNets": "qnet",
 }
@@ -32,6 +34,7 @@ __all__ = [
     "HypencoderIndexer",
     "HypencoderRetriever",
     "HypencoderScorer",
+    "HypencoderTrainer",
     "QNetSpec",
     "QNets",
 ]

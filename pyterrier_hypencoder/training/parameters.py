@@ -81,22 +81,27 @@ def _lora_layers(network: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def adapters(network: nn.Module) -> dict[str, Tensor]:
-    """The weights of LoRA's adapters by name; none where there are none."""
-    return {name: value for name, value in network.state_dict().items() if ".lora_" in name}
+def has_adapters(network: nn.Module) -> bool:
+    """Whether LoRA is in use."""
+    return next(_lora_layers(network), None) is not None
 
 
-def load_adapters(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Puts back what :func:`adapters` gave.
+def trained(network: nn.Module) -> dict[str, Tensor]:
+    """What is trained, by name."""
+    return {name: parameter.detach() for name, parameter in network.named_parameters() if parameter.requires_grad}
+
+
+def load_trained(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Puts back what :func:`trained` gave.
 
     Raises:
-        ValueError: where they are of other adapters.
+        ValueError: where other parameters were trained.
     """
-    own = adapters(network)
+    own = trained(network)
     if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in weights.items()}:
         raise ValueError(
-            f"expected the LoRA weights of this model ({len(own)} tensors), found others ({len(weights)}); were the options "
-            "of LoRA changed since?"
+            f"expected the weights that LoRA trains in this model ({len(own)} tensors), found others ({len(weights)}); were its "
+            "options changed since?"
         )
     with torch.no_grad():
         for name, value in own.items():

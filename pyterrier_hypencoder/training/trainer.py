@@ -23,7 +23,7 @@ from .collator import Collator
 from .data import TrainingRows
 from .network import TrainingNetwork
 
-_ADAPTERS = "adapters.safetensors"
+_TRAINED = "trained.safetensors"
 Validate = Callable[[Path], Mapping[str, float]]
 """Measures a checkpoint directory, for example by indexing and searching a validation collection with it."""
 
@@ -156,6 +156,7 @@ class HypencoderTrainer:
         final = self.output_dir / "model"
         if trainer.is_world_process_zero():
             self.save(final)
+        trainer.accelerator.wait_for_everyone()
         return final
 
     def save(self, directory: str | Path) -> None:
@@ -223,12 +224,13 @@ class _Trainer(transformers.Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         directory = output_dir or self.owner.output_dir
         self.owner.save(directory)
-        if lora := parameters.adapters(self.owner.network):
-            save_file({name: value.contiguous() for name, value in lora.items()}, Path(directory) / _ADAPTERS)
+        if parameters.has_adapters(self.owner.network):  # which are merged into the weights that were saved
+            weights = parameters.trained(self.owner.network)
+            save_file({name: value.cpu().contiguous() for name, value in weights.items()}, Path(directory) / _TRAINED)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if parameters.adapters(self.owner.network):
-            parameters.load_adapters(self.owner.network, load_file(Path(resume_from_checkpoint) / _ADAPTERS))
+        if parameters.has_adapters(self.owner.network):
+            parameters.load_trained(self.owner.network, load_file(Path(resume_from_checkpoint) / _TRAINED))
             return
         weights = checkpoint.read_weights(resume_from_checkpoint)
         checkpoint.fit_weights(self.owner.network.encoder, weights, resume_from_checkpoint)
