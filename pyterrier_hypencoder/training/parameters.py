@@ -100,8 +100,8 @@ def load_trained(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     own = trained(network)
     if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in weights.items()}:
         raise ValueError(
-            f"expected the weights that LoRA trains in this model ({len(own)} tensors), found others ({len(weights)}); were its "
-            "options changed since?"
+            f"expected the weights that LoRA trains in this model ({len(own)} tensors), found others ({len(weights)}); were "
+            "its options changed since?"
         )
     with torch.no_grad():
         for name, value in own.items():
