@@ -8,67 +8,21 @@ needs neither Java nor a download. On another collection::
 """
 
 import argparse
-import gzip
-import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import apidocs
-import pandas as pd
 import pyterrier as pt
 from bm25 import BM25
+from collection import Collection, open_collection
 from pyterrier.measures import RR, R, nDCG
 
 from pyterrier_hypencoder import BiEncoder, HypencoderIndexer
 
-TEXT_FIELDS = ("title", "text", "abstract", "body")
 CUTOFF = 100
 #: What one point of BM25 counts beside a cosine, so that the best scores of both are about as large.
 BM25_WEIGHT = 0.02
-
-
-@dataclass(frozen=True)
-class Collection:
-    """Documents (a function that reads them anew), topics and judgements."""
-
-    name: str
-    docs: Callable[[], Iterator[dict[str, Any]]]
-    topics: pd.DataFrame
-    qrels: pd.DataFrame
-
-
-def open_collection(name: str) -> Collection:
-    """Opens a collection: ``apidocs``, ``irds:...`` or a folder."""
-    if name == "apidocs":
-        made = apidocs.build()
-        return Collection("documentation of installed libraries", lambda: iter(made.docs), made.topics, made.qrels)
-    if name.startswith("irds:"):
-        dataset = pt.get_dataset(name)
-        return Collection(name, dataset.get_corpus_iter, _topics_of(dataset), dataset.get_qrels())
-    folder = Path(name)
-    files = [file for file in ("docs.jsonl.gz", "docs.jsonl") if (folder / file).is_file()]
-    if not files:
-        raise SystemExit(f"--dataset: expected apidocs, irds:NAME or a folder with docs.jsonl[.gz], found {name!r}")
-    topics = pd.read_csv(folder / "topics.tsv", sep="\t", names=["qid", "query"], dtype=str, quoting=3, keep_default_na=False)
-    return Collection(name, lambda: _read_docs(folder / files[0]), topics, pt.io.read_qrels(str(folder / "qrels.txt")))
-
-
-def _topics_of(dataset: Any) -> pd.DataFrame:
-    topics = dataset.get_topics()
-    if "query" not in topics.columns:  # topics of several fields
-        topics = dataset.get_topics("title")
-    return topics[["qid", "query"]]
-
-
-def _read_docs(file: Path) -> Iterator[dict[str, Any]]:
-    opener = gzip.open if file.suffix == ".gz" else open
-    with opener(file, "rt", encoding="utf-8") as lines:
-        yield from map(json.loads, lines)
 
 
 def minilm(max_length: int) -> BiEncoder:
@@ -113,8 +67,7 @@ def main() -> None:
     options = parser.parse_args()
 
     collection = open_collection(options.dataset)
-    first_docs = list(islice(collection.docs(), 1000))
-    fields = [field for field in TEXT_FIELDS if any(field in doc for doc in first_docs)]
+    fields = collection.text_fields
     model = minilm(options.max_length)
     with tempfile.TemporaryDirectory() as temporary:
         start = time.perf_counter()

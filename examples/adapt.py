@@ -1,0 +1,183 @@
+"""Adapts all-MiniLM-L6-v2 with its documents frozen: what the training examples share.
+
+Either kind of model starts exactly at MiniLM's ranking and learns on the query side alone, so that every index that MiniLM
+made can be searched with it. The bi-encoder learns query vectors; the Hypencoder learns the same, and a small network beside
+the inner product.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from collection import Collection
+
+from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndex, HypencoderIndexer, HypencoderTrainer, checkpoint, hub
+from pyterrier_hypencoder.hypencoder import load_encoder
+from pyterrier_hypencoder.training.collator import Collator
+from pyterrier_hypencoder.training.data import RowSampler, TrainingRows
+from pyterrier_hypencoder.training.vectors import vectors_of
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+KINDS = ("hypencoder", "bi-encoder")
+DOC_LENGTH = 256
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained; the same for both kinds, but for what a bi-encoder does not have.
+
+    Attributes:
+        hidden: widths of the q-nets' hidden layers.
+        backbone_layers: layers of the query encoder that are trained, the last ones.
+        batch_size: queries in a step; the documents of the others are the negatives.
+        max_steps: optimiser steps.
+        every: steps between validations.
+        learning_rate: of the query encoder's layers.
+        head_learning_rate: of the hyper-head; see ``HypencoderTrainer``.
+        warmup_steps: of the linear schedule.
+        dropout: of the q-nets' hidden layers.
+        bf16: whether to compute in bf16 where torch can.
+    """
+
+    hidden: tuple[int, ...] = (96,)
+    backbone_layers: int = 3
+    batch_size: int = 128
+    max_steps: int = 1500
+    every: int = 250
+    learning_rate: float = 3e-5
+    head_learning_rate: float = 2e-3
+    warmup_steps: int = 100
+    dropout: float = 0.1
+    bf16: bool = True
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+def minilm(**options: Any) -> BiEncoder:
+    """MiniLM as it is, from the wheel that holds it or from the hub."""
+    return BiEncoder(MINILM, **{"doc_max_length": DOC_LENGTH, **options})
+
+
+def indexed(folder: Path, name: str, docs: Callable[[], Iterable[Mapping[str, Any]]], fields: list[str]) -> HypencoderIndex:
+    """The index of a collection by MiniLM, made where it does not exist; a killed run goes on where it was."""
+    path = folder / f"{name}.hyp"
+    if path.exists():
+        return HypencoderIndex(path)
+    full = ({**dict.fromkeys(fields, ""), **doc} for doc in docs())
+    HypencoderIndexer(path, minilm(), text_field=fields, mode="resume", verbose=True).index(full)
+    return HypencoderIndex(path)
+
+
+def index_collection(folder: Path, name: str, collection: Collection) -> HypencoderIndex:
+    """The index of a test collection."""
+    return indexed(folder, name, collection.docs, collection.text_fields)
+
+
+def joined(folder: Path, name: str, indexes: Mapping[str, HypencoderIndex]) -> HypencoderIndex:
+    """One index with the vectors of several, in which docnos begin with the name of where they come from."""
+    path = folder / f"{name}.hyp"
+    if not path.exists():
+        vectors = (
+            {"docno": f"{source}/{doc['docno']}", "doc_vec": doc["doc_vec"]}
+            for source, index in indexes.items()
+            for doc in index.get_corpus_iter()
+        )
+        HypencoderIndexer(path, mode="resume").index(vectors)
+    return HypencoderIndex(path)
+
+
+def judged_rows(name: str, topics: pd.DataFrame, qrels: pd.DataFrame) -> list[dict[str, Any]]:
+    """Training rows of topics with their relevant documents, of which the trainer takes one at a time."""
+    relevant = qrels[qrels["label"] > 0].groupby("qid")["docno"]
+    lists = {qid: [{"id": f"{name}/{docno}", "type": "positive"} for docno in docnos] for qid, docnos in relevant}
+    return [
+        {"query": {"id": f"{name}/{topic.qid}", "content": topic.query}, "items": lists[topic.qid]}
+        for topic in topics.itertuples()
+        if topic.qid in lists
+    ]
+
+
+def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
+    """Writes training rows."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def train(
+    kind: str,
+    recipe: Recipe,
+    rows: Path,
+    documents: HypencoderIndex,
+    validate: Callable[[Path], Mapping[str, float]],
+    folder: Path,
+    seed: int,
+) -> Path:
+    """Trains a model, or goes on with what a killed run has left; what is trained already is used again.
+
+    Args:
+        kind: ``hypencoder`` or ``bi-encoder``.
+        recipe: how.
+        rows: the file with the training rows.
+        documents: has the vectors of their items.
+        validate: measures a checkpoint; ``mean`` decides which is the best.
+        folder: where to.
+        seed: of the head's start, the order of rows and dropout.
+
+    Returns:
+        The directory of the best checkpoint.
+    """
+    done, stated = folder / "model", json.dumps({"kind": kind, "seed": seed, **asdict(recipe)}, sort_keys=True)
+    if (folder / "recipe.json").exists() and (folder / "recipe.json").read_text() != stated:
+        shutil.rmtree(folder)  # of another recipe
+    if (done / "config.json").exists():
+        return done
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.json").write_text(stated)
+    hyper = kind == "hypencoder"
+    options = {"do_dropout": recipe.dropout > 0, "dropout_prob": recipe.dropout} if hyper else {}
+    start = checkpoint.from_dense(MINILM, hidden=recipe.hidden if hyper else None, seed=seed, **options)
+    tokenizer = hub.load_tokenizer(MINILM, None)
+    trainer = HypencoderTrainer(
+        start,
+        folder,
+        tokenizer=tokenizer,
+        losses=["cross_entropy_first_items"],
+        train="queries",
+        backbone_layers=recipe.backbone_layers,
+        scale=1.0 if hyper else 20.0,  # which a Hypencoder's inner product has by itself
+        batch_size=recipe.batch_size,
+        max_steps=recipe.max_steps,
+        learning_rate=recipe.learning_rate,
+        head_learning_rate=recipe.head_learning_rate if hyper else None,
+        warmup_steps=recipe.warmup_steps,
+        lr_scheduler_type="linear",
+        seed=seed,
+        arguments={
+            "bf16": recipe.bf16,
+            "eval_strategy": "steps",
+            "eval_steps": recipe.every,
+            "save_steps": recipe.every,
+            "save_total_limit": 2,
+            **recipe.arguments,
+        },
+    )
+    sampler = RowSampler(positive="type", negatives=0, item_texts=False)
+    collator = Collator(tokenizer, query_max_length=32, vectors=vectors_of(documents))
+    return trainer.fit(TrainingRows(rows, sampler), collator, validate=validate, best="mean", resume=True)
+
+
+def without_network(model: Path, folder: Path) -> Hypencoder:
+    """A trained Hypencoder's inner product alone, its gate shut."""
+    shutil.copytree(model, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    config["query_encoder_kwargs"]["converter_kwargs"]["skip_gate"] = 0.0
+    (folder / "config.json").write_text(json.dumps(config))
+    return Hypencoder(folder, doc_max_length=DOC_LENGTH)
+
+
+def load(model: Path) -> Any:
+    """A trained model, for retrieval."""
+    return load_encoder(str(model), doc_max_length=DOC_LENGTH)
