@@ -41,6 +41,7 @@ lint: $(VENV)/test
 bench: $(VENV)/test
 	$(VENV)/bin/python benchmarks/scoring.py
 	$(VENV)/bin/python benchmarks/encoding.py
+	$(VENV)/bin/python benchmarks/training.py
 
 clean:
 	rm -rf $(VENV) $(OLDEST) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

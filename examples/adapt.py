@@ -6,6 +6,7 @@ the inner product.
 """
 
 import json
+import random
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyterrier as pt
 from collection import Collection
 
 from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndex, HypencoderIndexer, HypencoderTrainer, checkpoint, hub
@@ -124,7 +126,7 @@ def train(
         documents: has the vectors of their items.
         validate: measures a checkpoint; ``mean`` decides which is the best.
         folder: where to.
-        seed: of the head's start, the order of rows and dropout.
+        seed: of the head's start and dropout.
 
     Returns:
         The directory of the best checkpoint.
@@ -166,7 +168,7 @@ def train(
     )
     sampler = RowSampler(positive="type", negatives=0, item_texts=False)
     collator = Collator(tokenizer, query_max_length=32, vectors=vectors_of(documents))
-    return trainer.fit(TrainingRows(rows, sampler), collator, validate=validate, best="mean", resume=True)
+    return trainer.fit(TrainingRows(rows, sampler, shuffle_buffer=0), collator, validate=validate, best="mean", resume=True)
 
 
 def without_network(model: Path, folder: Path) -> Hypencoder:
@@ -181,3 +183,47 @@ def without_network(model: Path, folder: Path) -> Hypencoder:
 def load(model: Path) -> Any:
     """A trained model, for retrieval."""
     return load_encoder(str(model), doc_max_length=DOC_LENGTH)
+
+
+def rows_in_blocks(
+    sources: Mapping[str, list[dict[str, Any]]], seed: int, epochs: int, size: int = 32
+) -> list[dict[str, Any]]:
+    """Orders training rows so that those of one source stand together, in blocks, and blocks in random order.
+
+    A query's negatives are the documents of the other queries of its batch: those of its own source are worth telling apart,
+    and those of others too easy.
+
+    Args:
+        sources: the rows by where they come from.
+        seed: of the order.
+        epochs: how often every row comes, each time among others.
+        size: rows of a block.
+    """
+    rng, ordered = random.Random(seed), []
+    for _ in range(epochs):
+        blocks = []
+        for rows in sources.values():
+            shuffled = rng.sample(rows, len(rows))
+            blocks += [shuffled[start : start + size] for start in range(0, len(rows), size)]
+        rng.shuffle(blocks)
+        ordered += [row for block in blocks for row in block]
+    return ordered
+
+
+def compare(systems: Mapping[str, Any], index: HypencoderIndex, collection: Collection, measures: list[Any]) -> pd.DataFrame:
+    """Searches a collection with several models over one index; the first one is the baseline.
+
+    Returns:
+        name, the measures, and the p-value of nDCG@10 against the baseline.
+    """
+    retrievers = [index.retriever(model, num_results=100) for model in systems.values()]
+    table = pt.Experiment(
+        retrievers, collection.topics, collection.qrels, measures, names=list(systems), baseline=0, filter_by_qrels=True
+    )
+    return table[["name", *map(str, measures), "nDCG@10 p-value"]]
+
+
+def means(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """Means over seeds: systems are called by their kind and a seed."""
+    kinds = table["name"].str.replace(r" \d+$", "", regex=True)
+    return table.groupby(kinds, sort=False)[columns].agg(["mean", "std"])

@@ -5,34 +5,60 @@ collection of ``apidocs.py``, and pairs whose summary or text is found there as 
 
 Example::
 
-    python examples/docpairs.py wheels pairs.jsonl
+    python examples/docpairs.py wheels
 """
 
 import argparse
 import ast
 import hashlib
 import inspect
-import json
 import subprocess
 import sys
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import apidocs
 
 #: The packages, each with the version whose documentation the bundled model was trained on.
-PACKAGES: dict[str, str] = {}
+PACKAGES: dict[str, str] = dict(
+    entry.split("==")
+    for entry in """
+    accelerate==1.15.0 aiohttp==3.14.5 altair==6.3.0 anndata==0.12.19 arviz==0.23.4 astropy==8.0.2 babel==2.18.0
+    beautifulsoup4==4.15.0 biopython==1.88 bokeh==3.9.2 boltons==26.2.0 botorch==0.18.1 captum==0.9.0 celery==5.7.0
+    cirq-core==1.7.0 click==8.5.1 control==0.10.2 cryptography==50.0.2 cvxpy==1.9.3 dash==4.4.1 dask-ml==2025.1.0
+    datasets==5.2.0 datashader==0.19.1 diffusers==0.42.1 discord-py==2.7.1 django==5.2.19 docutils==0.23 duckdb==2.0.0
+    elasticsearch==9.5.1 fastapi==0.165.0 featuretools==1.31.0 fiona==1.10.1 flask==3.1.3 galois==0.4.11 gensim==4.4.0
+    geopandas==1.2.0 gpytorch==1.15.2 gradio==6.31.0 h5py==3.16.0 hdbscan==0.8.44 holoviews==1.23.2 httpx==0.28.1
+    hypothesis==6.170.15 ibis-framework==12.0.0 imageio==2.38.1 imbalanced-learn==0.14.2 ipython==9.18.1 jinja2==3.1.6
+    keras==3.15.1 kornia==0.9.0 langchain-core==1.8.1 libpysal==4.14.1 librosa==0.11.0 lightgbm==4.7.0
+    lightning==2.6.6 llama-index-core==0.14.25 lmfit==1.3.4 lxml==6.1.3 markdown==3.11.3 matplotlib==3.11.2
+    mlflow==3.18.0 mne==1.13.2 more-itertools==11.2.1 mpmath==1.4.1 music21==10.5.1 nbconvert==7.17.2
+    networkx==3.6.1 nibabel==5.4.2 nilearn==0.14.1 nltk==3.10.4 numba==0.68.1 obspy==1.5.1
+    openpyxl==3.1.5 optuna==5.0.0 panel==1.9.4 paramiko==5.1.0 peewee==4.5.3 peft==0.21.2 pennylane==0.45.1
+    pillow==13.0.0 pint==0.25.3 plotly==7.1.0 polars==2.1.0 prompt-toolkit==3.0.53 pulp==3.3.2 pyarrow==26.0.1
+    pydantic==2.14.3 pygments==2.21.0 pymc==5.28.5 pymongo==4.20.0 pyod==3.6.7 pyomo==6.10.1 pyro-ppl==1.9.2
+    pytest==9.2.0 python-telegram-bot==22.8 pyvista==0.49.1 qiskit==2.6.2 rasterio==1.4.4 redis==8.1.0
+    requests==2.34.2 rich==15.0.0 scanpy==1.11.5 scapy==2.8.0 scikit-image==0.26.0 scikit-learn==1.9.1 scrapy==2.19.0
+    seaborn==0.13.2 selenium==4.52.0 sentence-transformers==6.2.0 setuptools==84.2.1 shap==0.51.0 shapely==2.2.0
+    simpy==4.1.2 skops==0.16.0 sktime==1.2.0 spacy==3.8.18 sphinx==9.0.4 sqlalchemy==2.1.9 sqlglot==30.30.0
+    starlette==1.10.0 statsmodels==0.15.0 streamlit==1.67.0 sunpy==7.0.5 sympy==1.14.0 tables==3.11.1 textual==8.2.8
+    timm==1.0.31 toolz==1.2.0 torchmetrics==1.9.0 torchvision==0.29.2 tornado==6.6.1 traitlets==5.16.1
+    transformers==5.23.0 trimesh==5.2.0 tslearn==0.10.0 twisted==26.10.0 umap-learn==0.5.12 werkzeug==3.1.9
+    xarray==2026.9.0 xgboost==3.2.0 xlsxwriter==3.3.1 zarr==3.1.6
+""".split()
+)
 
 #: Pairs of one package at most, so that none of them rules the collection.
 MAX_PER_PACKAGE = 1500
 QUERY_WORDS = range(3, 33)
 MIN_WORDS = 12
-#: Words of a text that are kept; more than any encoder of 256 tokens reads.
-MAX_WORDS = 220
+#: Words of a text that are kept; about as many as an encoder of 256 tokens reads.
+MAX_WORDS = 120
 _SKIPPED = {"test", "tests", "testing", "vendor", "_vendor", "vendored", "extern", "externals"}
 
 
@@ -44,6 +70,16 @@ class Pair:
     package: str
     query: str
     text: str
+
+    @property
+    def doc(self) -> dict[str, str]:
+        """The document."""
+        return {"docno": self.docno, "text": self.text}
+
+    def row(self, source: str) -> dict[str, Any]:
+        """The training row, its item without text: documents are found by docno in an index of several sources."""
+        items = [{"id": f"{source}/{self.docno}", "type": "positive"}]
+        return {"query": {"id": f"{source}/{self.docno}", "content": self.query}, "items": items}
 
 
 def fetch(folder: Path) -> None:
@@ -115,6 +151,7 @@ def pairs(folder: Path) -> list[Pair]:
     held_out = _Known(apidocs.build())
     seen = _Known()
     found: list[Pair] = []
+    names: set[str] = set()
     for package in PACKAGES:
         wheel = _wheel(folder, package)
         if wheel is None:
@@ -124,8 +161,10 @@ def pairs(folder: Path) -> list[Pair]:
             summary, text = apidocs.split(doc)
             query, text = apidocs.query_of(summary), " ".join(text.split()[:MAX_WORDS])
             long_enough = len(query.split()) in QUERY_WORDS and len(text.split()) >= MIN_WORDS
-            if long_enough and not held_out.has(query, text) and not seen.has(query, text):
+            # A name can come twice: a property with its setter, or one function for each platform.
+            if long_enough and name not in names and not held_out.has(query, text) and not seen.has(query, text):
                 seen.add(query, text)
+                names.add(name)
                 own.append(Pair(name, package, query, text))
         own.sort(key=lambda pair: hashlib.sha256(pair.docno.encode()).digest())
         found += own[:MAX_PER_PACKAGE]
@@ -154,26 +193,13 @@ class _Known:
         return " ".join(text.lower().split()[:12])
 
 
-def write(found: Iterable[Pair], path: Path) -> None:
-    """Writes pairs as training rows, one positive item each."""
-    with open(path, "w", encoding="utf-8") as out:
-        for pair in found:
-            row = {
-                "query": {"id": f"doc:{pair.docno}", "content": pair.query},
-                "items": [{"id": pair.docno, "content": pair.text, "type": "positive"}],
-            }
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
 def main() -> None:
-    """Fetches the packages, and writes their pairs."""
+    """Fetches the packages, and counts their pairs."""
     parser = argparse.ArgumentParser(description="Makes training pairs from the documentation of packages.")
     parser.add_argument("wheels", type=Path, help="folder with the wheels, fetched where they are missing")
-    parser.add_argument("pairs", type=Path, help="the JSONL file to write")
     options = parser.parse_args()
     fetch(options.wheels)
     found = pairs(options.wheels)
-    write(found, options.pairs)
     for package, number in Counter(pair.package for pair in found).most_common():
         print(f"{number:6d} {package}")
     print(f"{len(found):6d} pairs")

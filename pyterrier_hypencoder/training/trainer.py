@@ -103,6 +103,8 @@ class HypencoderTrainer:
                 "logging_steps": 50,
                 "report_to": "none",
                 "disable_tqdm": not verbose,
+                # Without it, transformers refuses bf16 where there is no GPU.
+                "use_cpu": not (torch.cuda.is_available() or torch.backends.mps.is_available()),
                 **(arguments or {}),
                 "remove_unused_columns": False,
                 "ignore_data_skip": True,  # the rows skip by themselves, without reading

@@ -1,0 +1,87 @@
+"""What training the paper's recipe at full size takes: steps per second and peak memory, in one run.
+
+    python benchmarks/training.py                    # two rows a step, as a CPU can
+    python benchmarks/training.py --batch-size 64    # the paper's, on a GPU
+
+The model has BERT-base's shape with random weights and q-nets of 6 hidden layers of 768; a step has rows of 9 documents of
+196 tokens and queries of 32, in bf16, with both losses of the paper.
+"""
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pyterrier_hypencoder import HypencoderTrainer, checkpoint
+from pyterrier_hypencoder.model import DualEncoderConfig
+from pyterrier_hypencoder.training.collator import Collator
+from pyterrier_hypencoder.training.data import RowSampler, TrainingRows
+
+QUERY_LENGTH, DOC_LENGTH, ITEMS, VOCABULARY = 32, 196, 9, 30522
+
+
+def released_shape(layers: int) -> DualEncoderConfig:
+    """The configuration of the released models: one BERT-base, q-nets of some layers of 768."""
+    backbone = {"model_name_or_path": "google-bert/bert-base-uncased"}
+    return DualEncoderConfig(
+        query_encoder_kwargs={**backbone, "converter_kwargs": {"vector_dimensions": [768] * (layers + 1) + [1]}},
+        passage_encoder_kwargs=dict(backbone),
+        shared_encoder=True,
+    )
+
+
+def write_rows(path: Path, rows: int) -> None:
+    """Writes rows of random tokens with random teacher scores."""
+    rng = np.random.default_rng(0)
+
+    def tokens(length: int) -> list[int]:
+        return rng.integers(1000, VOCABULARY, length).tolist()
+
+    with open(path, "w") as out:
+        for _ in range(rows):
+            items = [{"tokenized_content": tokens(DOC_LENGTH), "score": float(rng.normal())} for _ in range(ITEMS)]
+            out.write(json.dumps({"query": {"tokenized_content": tokens(QUERY_LENGTH)}, "items": items}) + "\n")
+
+
+def main() -> None:
+    """Runs the steps that the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--gradient-checkpointing", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        write_rows(Path(folder) / "rows.jsonl", options.batch_size * min(options.steps, 10))
+        trainer = HypencoderTrainer(
+            checkpoint.build(released_shape(options.layers)),
+            Path(folder) / "out",
+            losses=["margin_mse", "cross_entropy_first_items"],
+            batch_size=options.batch_size,
+            max_steps=options.steps,
+            warmup_steps=options.steps,
+            arguments={
+                "bf16": True,
+                "save_strategy": "no",
+                **({"gradient_checkpointing": True} if options.gradient_checkpointing else {}),
+            },
+        )
+        start = time.perf_counter()
+        sampler = RowSampler(positive="top", negatives=ITEMS - 1, content="tokens")
+        trainer.fit(TrainingRows(Path(folder) / "rows.jsonl", sampler), Collator())
+        seconds = time.perf_counter() - start
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(options)
+    print(f"{options.steps / seconds:.3f} steps/s ({seconds:.0f} s with starting and saving)")
+    print(f"peak memory {memory:.1f} GiB")
+    if torch.cuda.is_available():
+        print(f"peak GPU memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB on {torch.cuda.get_device_name()}")
+
+
+if __name__ == "__main__":
+    main()

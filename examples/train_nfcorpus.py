@@ -1,0 +1,56 @@
+"""Trains a bi-encoder and a Hypencoder from MiniLM on NFCorpus, alike, and compares them on its test topics.
+
+Both have the same data, steps and selection (nDCG@10 on the dev topics), documents frozen. Each is trained with several seeds.
+
+Example::
+
+    python examples/train_nfcorpus.py FOLDER_OF_NFCORPUS work
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import adapt
+from collection import open_collection
+from pyterrier.measures import RR, R, nDCG
+
+from pyterrier_hypencoder.validation import Validation
+
+RECIPE = adapt.Recipe(hidden=(96,), backbone_layers=2, max_steps=240, every=20, learning_rate=2e-5, warmup_steps=20)
+
+
+def main() -> None:
+    """Trains what is not trained yet, and prints the table."""
+    parser = argparse.ArgumentParser(description="Trains a bi-encoder and a Hypencoder on NFCorpus, and compares them.")
+    parser.add_argument("folder", help="NFCorpus: docs.jsonl.gz, topics and qrels of train, dev and test")
+    parser.add_argument("work", type=Path, help="where indexes and models are kept; a killed run goes on from there")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+
+    training, dev, test = (open_collection(options.folder, split) for split in ("train", "dev", None))
+    index = adapt.index_collection(options.work, "nfcorpus", test)
+    documents = adapt.joined(options.work, "training", {"nfcorpus": index})
+    validation = Validation(dev.topics, dev.qrels, index, measures=["nDCG@10"], num_results=100)
+
+    def validate(folder: Path) -> dict[str, float]:
+        return {"mean": validation(adapt.load(folder))["nDCG@10"]}
+
+    systems: dict[str, Any] = {"MiniLM": adapt.minilm()}
+    for seed in options.seeds:
+        rows = adapt.rows_in_blocks(
+            {"nfcorpus": adapt.judged_rows("nfcorpus", training.topics, training.qrels)}, seed, epochs=20
+        )
+        path = adapt.write_rows(rows, options.work / f"rows-{seed}.jsonl")
+        for kind in adapt.KINDS:
+            folder = options.work / f"{kind}-{seed}"
+            systems[f"{kind} {seed}"] = adapt.load(adapt.train(kind, RECIPE, path, documents, validate, folder, seed))
+    table = adapt.compare(systems, index, test, [nDCG @ 10, RR, R @ 100])
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.4f}", na_rep=""))
+    print("p-value: paired t-test against MiniLM, not corrected\n")
+    print(adapt.means(table, ["nDCG@10", "RR", "R@100"]).to_string(float_format=lambda value: f"{value:.4f}"))
+
+
+if __name__ == "__main__":
+    main()
