@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .biencoder import BiEncoder
+    from .estimator import HypencoderEstimator
     from .hypencoder import Hypencoder
     from .index import HypencoderIndex
     from .indexer import HypencoderIndexer
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "BiEncoder": "biencoder",
     "Hypencoder": "hypencoder",
+    "HypencoderEstimator": "estimator",
     "HypencoderIndex": "index",
     "HypencoderIndexer": "indexer",
     "HypencoderRetriever": "retriever",
@@ -30,6 +32,7 @@ _MODULES = {
 __all__ = [
     "BiEncoder",
     "Hypencoder",
+    "HypencoderEstimator",
     "HypencoderIndex",
     "HypencoderIndexer",
     "HypencoderRetriever",
