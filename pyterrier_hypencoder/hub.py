@@ -41,6 +41,7 @@ _KNOWN_BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
     "facebook/contriever-msmarco": ("bert", {}),
     "Shitao/RetroMAE": ("bert", {}),
     "Shitao/RetroMAE_MSMARCO": ("bert", {}),
+    "Shitao/RetroMAE_MSMARCO_finetune": ("bert", {}),
     "distilbert/distilbert-base-uncased": ("distilbert", {}),
     "distilbert-base-uncased": ("distilbert", {}),
     "sentence-transformers/msmarco-distilbert-base-tas-b": ("distilbert", {}),

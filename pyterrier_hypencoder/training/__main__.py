@@ -116,13 +116,14 @@ def run(config: Config) -> Path:
 
 
 def _check_output(folder: Path, resume: bool) -> None:
-    there = [] if resume else [path.name for path in sorted(folder.glob("checkpoint-*"))]
-    there += ["model"] if (folder / "model").exists() and not resume else []
-    if there:
-        raise FileExistsError(
-            f"expected no checkpoint and no model in {folder}, found {', '.join(there)}; go on from the last checkpoint with "
-            "resume=true, or give another output_dir"
-        )
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"output_dir: expected a directory, or nothing yet, found a file at {folder}; give another")
+    checkpoints = sorted(path.name for path in folder.glob("checkpoint-*"))
+    if checkpoints and resume:
+        return
+    if there := checkpoints + ["model"] * (folder / "model").exists():
+        advice = "give another output_dir" + (", or go on from the last checkpoint with resume=true" if checkpoints else "")
+        raise FileExistsError(f"expected no checkpoint and no model in {folder}, found {', '.join(there)}; {advice}")
 
 
 def rows_of(config: Config) -> TrainingRows:
@@ -180,7 +181,10 @@ def _vectors_of(path: str, encoder: HypencoderDualEncoder, doc_prefix: str) -> A
 
     if not Path(path).is_dir():
         raise FileNotFoundError(f"data.vectors: expected an index in {path!r}, found no such folder")
-    index = pt.Artifact.load(path)
+    try:
+        index = pt.Artifact.load(path)
+    except ValueError as err:
+        raise ValueError(f"data.vectors: expected a HypencoderIndex or a FlexIndex in {path!r}, found another: {err}") from err
     if isinstance(index, HypencoderIndex) and (expected := (index.meta.get("model") or {}).get("fingerprint")):
         side = encoder.passage_encoder
         found = fingerprint(side.transformer, side.pooling, side.pads_in_mean, side.normalize, doc_prefix)
@@ -201,6 +205,7 @@ def validation_of(config: Config, validation: ValidationConfig) -> Validation:
     """
     import pandas as pd
 
+    from ..index import HypencoderIndex
     from ..validation import Validation
 
     topics = pd.concat([_topics(path) for path in _files("validation.topics", validation.topics)])
@@ -224,6 +229,11 @@ def validation_of(config: Config, validation: ValidationConfig) -> Validation:
         num_results=validation.num_results,
         options={**options, **validation.options},
     )
+    if isinstance(made.docs, HypencoderIndex) and config.trainer.train == "all":
+        raise ValueError(
+            "validation.docs: expected a collection that is encoded anew, as trainer.train=all changes document vectors, "
+            f"found the index {validation.docs!r}"
+        )
     if isinstance(made.docs, list) and not made.docs:
         raise ValueError(f"validation.docs: expected documents that are judged, found none of them in {validation.docs!r}")
     return made

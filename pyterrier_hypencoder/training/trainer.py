@@ -102,6 +102,7 @@ class HypencoderTrainer:
                 "save_steps": max_steps,
                 "logging_steps": 50,
                 "report_to": "none",
+                "ddp_find_unused_parameters": False,  # poolers are frozen, and all else has a part in every loss
                 "disable_tqdm": not verbose,
                 # Without it, transformers refuses bf16 where there is no GPU.
                 "use_cpu": not (torch.cuda.is_available() or torch.backends.mps.is_available()),
