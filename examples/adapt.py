@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 import pyterrier as pt
+import torch
 from collection import Collection
 
 from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndex, HypencoderIndexer, HypencoderTrainer, checkpoint, hub
@@ -26,6 +27,8 @@ from pyterrier_hypencoder.training.vectors import vectors_of
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 KINDS = ("hypencoder", "bi-encoder")
 DOC_LENGTH = 256
+#: How much of what was learnt is tried out.
+SHARES = (0.4, 0.6, 0.8, 1.0)
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class Recipe:
     hidden: tuple[int, ...] = (96,)
     backbone_layers: int = 3
     batch_size: int = 128
-    max_steps: int = 1500
-    every: int = 250
+    max_steps: int = 600
+    every: int = 200
     learning_rate: float = 3e-5
     head_learning_rate: float = 2e-3
     warmup_steps: int = 100
@@ -169,6 +172,38 @@ def train(
     sampler = RowSampler(positive="type", negatives=0, item_texts=False)
     collator = Collator(tokenizer, query_max_length=32, vectors=vectors_of(documents))
     return trainer.fit(TrainingRows(rows, sampler, shuffle_buffer=0), collator, validate=validate, best="mean", resume=True)
+
+
+def blended(trained: Path, folder: Path, validate: Callable[[Path], Mapping[str, float]]) -> Path:
+    """Goes back part of the way to MiniLM, as far as the dev topics say: weights between both forget less of what it knew.
+
+    Interpolated weights are those of WiSE-FT (Wortsman et al., arXiv 2109.01903); a Hypencoder's gate is lowered alike.
+
+    Args:
+        trained: the directory of a model that :func:`train` made.
+        folder: where to; what is there already is used again.
+        validate: measures a checkpoint; ``mean`` decides.
+
+    Returns:
+        The directory of the best one.
+    """
+    best = folder / "best"
+    if (best / "config.json").exists():
+        return best
+    model, _ = checkpoint.load(str(trained))
+    start = {f"query_encoder.transformer.{key}": value for key, value in hub.load_transformer(MINILM).state_dict().items()}
+    learned = {key: value.clone() for key, value in model.state_dict().items()}
+    qnet = model.config.query_encoder_kwargs.get("converter_kwargs", {})
+    gate, found = qnet.get("skip_gate", 1.0), {}
+    for share in SHARES:
+        weights = {key: torch.lerp(start[key], value, share) if key in start else value for key, value in learned.items()}
+        if qnet:
+            qnet["skip_gate"] = gate * share
+        checkpoint.save(model, folder / str(share), tokenizer=hub.load_tokenizer(MINILM, None), weights=weights)
+        found[share] = dict(validate(folder / str(share)))
+    (folder / "shares.json").write_text(json.dumps(found, indent=1))
+    (folder / str(max(found, key=lambda share: found[share]["mean"]))).rename(best)
+    return best
 
 
 def without_network(model: Path, folder: Path) -> Hypencoder:

@@ -119,7 +119,9 @@ def train(data: Data, work: Path, seeds: list[int]) -> dict[str, Path]:
         path = adapt.write_rows(adapt.rows_in_blocks(data.sources, seed, EPOCHS), work / f"rows-{seed}.jsonl")
         for kind in adapt.KINDS:
             name = f"{kind} {seed}"
-            folders[name] = adapt.train(kind, RECIPE, path, data.documents, data.validate, work / name.replace(" ", "-"), seed)
+            folder = work / name.replace(" ", "-")
+            trained = adapt.train(kind, RECIPE, path, data.documents, data.validate, folder, seed)
+            folders[name] = adapt.blended(trained, folder / "blended", data.validate)
     return folders
 
 

@@ -45,7 +45,8 @@ def main() -> None:
         path = adapt.write_rows(rows, options.work / f"rows-{seed}.jsonl")
         for kind in adapt.KINDS:
             folder = options.work / f"{kind}-{seed}"
-            systems[f"{kind} {seed}"] = adapt.load(adapt.train(kind, RECIPE, path, documents, validate, folder, seed))
+            trained = adapt.train(kind, RECIPE, path, documents, validate, folder, seed)
+            systems[f"{kind} {seed}"] = adapt.load(adapt.blended(trained, folder / "blended", validate))
     table = adapt.compare(systems, index, test, [nDCG @ 10, RR, R @ 100])
     print(table.to_string(index=False, float_format=lambda value: f"{value:.4f}", na_rep=""))
     print("p-value: paired t-test against MiniLM, not corrected\n")
