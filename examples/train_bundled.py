@@ -27,7 +27,7 @@ from pyterrier_hypencoder import HypencoderIndex, checkpoint
 from pyterrier_hypencoder.validation import Validation
 
 RECIPE = adapt.Recipe()
-EPOCHS = 4
+EPOCHS = 2
 #: Packages whose documentation is searched to choose the best checkpoint, rather than trained on.
 DEV_PACKAGES = ("boltons", "more-itertools", "mpmath", "polars", "scikit-image", "toolz", "xarray")
 DEV_TOPICS = 500

@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("datasets")
 pytest.importorskip("accelerate")
 
-from pyterrier_hypencoder import BiEncoder, Hypencoder, checkpoint, hub  # noqa: E402
+from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndexer, checkpoint, hub  # noqa: E402
 from pyterrier_hypencoder.model import DualEncoderConfig  # noqa: E402
 from pyterrier_hypencoder.training.collator import Collator  # noqa: E402
 from pyterrier_hypencoder.training.data import RowSampler, TrainingRows  # noqa: E402
@@ -201,6 +201,19 @@ def test_matryoshka_losses_are_averaged_over_widths(golden, tokenizer, rows_file
     assert each[2] == pytest.approx((each[0] + each[1]) / 2, rel=1e-5)
     assert each[1] == pytest.approx(full, rel=1e-5)
     assert each[0] != pytest.approx(full, rel=1e-4)
+
+
+def test_a_matryoshka_model_is_saved_loaded_and_searched_at_its_widths(golden, tokenizer, rows_file, docs, tmp_path):
+    trainer = trainer_of(golden, tokenizer, tmp_path / "out", widths=[8, 24])
+    folder = trainer.fit(rows_of(rows_file), Collator(tokenizer))
+    assert json.loads((folder / "config.json").read_text())["matryoshka_widths"] == [8, 24]
+    model = Hypencoder(folder, device="cpu", doc_max_length=64)
+    index = HypencoderIndexer(tmp_path / "docs.hyp", model, dtype="fp32").index(docs)
+    qnets, vectors = model.encode_queries(["a planet"]), torch.tensor(np.asarray(index.vectors))
+    for width in (8, 24):
+        found = index.retriever(model, num_results=5, qnet_width=width).search("a planet")
+        expected = qnets.narrow(width).score(vectors)[0].topk(5).values
+        np.testing.assert_allclose(found["score"], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_losses_are_weighted_and_added(golden, tokenizer, rows_file):

@@ -85,6 +85,8 @@ class HypencoderTrainer:
         encoder, own_tokenizer, self.collator = _parts_of(model, shared=train == "all")
         weights = losses if isinstance(losses, Mapping) else dict.fromkeys(losses, 1.0)
         self.network = TrainingNetwork(encoder, weights, widths, scale)
+        if widths is not None:  # so that users of the model know at which widths its q-nets were trained
+            encoder.config.extra["matryoshka_widths"] = list(widths)
         self.output_dir = Path(output_dir)
         self.tokenizer = own_tokenizer if tokenizer is None else tokenizer
         self.head_learning_rate = head_learning_rate
