@@ -66,19 +66,25 @@ def minilm(**options: Any) -> BiEncoder:
     return BiEncoder(MINILM, **{"doc_max_length": DOC_LENGTH, **options})
 
 
-def indexed(folder: Path, name: str, docs: Callable[[], Iterable[Mapping[str, Any]]], fields: list[str]) -> HypencoderIndex:
+def indexed(
+    folder: Path,
+    name: str,
+    docs: Callable[[], Iterable[Mapping[str, Any]]],
+    fields: list[str],
+    doc_length: int = DOC_LENGTH,
+) -> HypencoderIndex:
     """The index of a collection by MiniLM, made where it does not exist; a killed run goes on where it was."""
     path = folder / f"{name}.hyp"
     if path.exists():
         return HypencoderIndex(path)
     full = ({**dict.fromkeys(fields, ""), **doc} for doc in docs())
-    HypencoderIndexer(path, minilm(), text_field=fields, mode="resume", verbose=True).index(full)
+    HypencoderIndexer(path, minilm(doc_max_length=doc_length), text_field=fields, mode="resume", verbose=True).index(full)
     return HypencoderIndex(path)
 
 
-def index_collection(folder: Path, name: str, collection: Collection) -> HypencoderIndex:
+def index_collection(folder: Path, name: str, collection: Collection, doc_length: int = DOC_LENGTH) -> HypencoderIndex:
     """The index of a test collection."""
-    return indexed(folder, name, collection.docs, collection.text_fields)
+    return indexed(folder, name, collection.docs, collection.text_fields, doc_length)
 
 
 def joined(folder: Path, name: str, indexes: Mapping[str, HypencoderIndex]) -> HypencoderIndex:

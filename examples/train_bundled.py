@@ -36,6 +36,8 @@ SCIFACT_DEV = 200
 #: Times that topics of the collections come in an epoch, in which every pair comes once.
 REPEATED = 4
 TESTS = ("vaswani", "cranfield", "cacm", "scifact", "nfcorpus")
+#: Tokens of a document that the quickstart encodes.
+QUICKSTART_LENGTH = 128
 SHIPPED = Path(__file__).parent.parent / "pyterrier_hypencoder" / "models" / "hypencoder-minilm"
 
 
@@ -137,7 +139,8 @@ def report(systems: dict[str, Any], collections: Path, work: Path) -> None:
     tests |= {name: open_collection(str(collections / name)) for name in TESTS}
     columns: dict[str, pd.Series] = {}
     for name, collection in tests.items():
-        index = adapt.index_collection(work, name, collection)
+        length = QUICKSTART_LENGTH if name == "apidocs" else adapt.DOC_LENGTH
+        index = adapt.index_collection(work, name, collection, length)
         table = adapt.compare(systems, index, collection, [nDCG @ 10, RR, R @ 100]).set_index("name")
         print(f"\n{name}\n{table.to_string(float_format=lambda value: f'{value:.4f}', na_rep='')}")
         columns[name] = table["nDCG@10"]

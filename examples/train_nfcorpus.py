@@ -17,7 +17,7 @@ from pyterrier.measures import RR, R, nDCG
 
 from pyterrier_hypencoder.validation import Validation
 
-RECIPE = adapt.Recipe(hidden=(96,), backbone_layers=2, max_steps=240, every=20, learning_rate=2e-5, warmup_steps=20)
+RECIPE = adapt.Recipe(hidden=(96,), backbone_layers=2, max_steps=160, every=40, learning_rate=2e-5, warmup_steps=20)
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
     systems: dict[str, Any] = {"MiniLM": adapt.minilm()}
     for seed in options.seeds:
         rows = adapt.rows_in_blocks(
-            {"nfcorpus": adapt.judged_rows("nfcorpus", training.topics, training.qrels)}, seed, epochs=20
+            {"nfcorpus": adapt.judged_rows("nfcorpus", training.topics, training.qrels)}, seed, epochs=8
         )
         path = adapt.write_rows(rows, options.work / f"rows-{seed}.jsonl")
         for kind in adapt.KINDS:

@@ -188,6 +188,7 @@ class _Trainer(transformers.Trainer):
             self.rows,
             batch_size=self.args.per_device_train_batch_size,
             collate_fn=self.collator,
+            num_workers=self.args.dataloader_num_workers,
             # One of its own: beginning to iterate draws from it, which would shift the dropout of a resumed run.
             generator=torch.Generator().manual_seed(self.args.seed),
         )
@@ -238,7 +239,13 @@ class _Trainer(transformers.Trainer):
             parameters.load_trained(self.owner.network, load_file(Path(resume_from_checkpoint) / _TRAINED))
             return
         weights = checkpoint.read_weights(resume_from_checkpoint)
-        checkpoint.fit_weights(self.owner.network.encoder, weights, resume_from_checkpoint)
+        try:
+            checkpoint.fit_weights(self.owner.network.encoder, weights, resume_from_checkpoint)
+        except ValueError as err:
+            raise ValueError(
+                f"expected a checkpoint of the model that is trained, found one of another in {resume_from_checkpoint} ({err}); "
+                "go on with the model that it was begun with, or give another output_dir"
+            ) from err
 
     def _load_best_model(self) -> None:
         if self.state.best_model_checkpoint:
