@@ -43,7 +43,7 @@ PROPERTIES = ("red", "round", "heavy", "hollow", "wooden", "old", "smooth", "swe
 KINDS = ("one property", "both of two", "exactly one of two")
 MODELS = ("Hypencoder", "bi-encoder")
 DIMENSION = 12
-STEPS = 450
+STEPS = 500
 SWEEP = (4, 8, 12, 16, 24, 32, 48)
 #: Dimensions of the bi-encoders that are trained for the sweep; wider encoders are slower to find out what pairs are.
 TRAINED_SWEEP = (8, 12, 24, 48)
@@ -156,7 +156,7 @@ def make_encoder(kind: str, dimension: int, vocabulary: int, seed: int = 0) -> H
     }
     query: dict[str, Any] = {"pooling_type": "mean"}
     if kind == "Hypencoder":
-        qnet = {"vector_dimensions": [dimension, 32, 1], "activation_type": "gelu", "do_layer_norm": False}
+        qnet = {"vector_dimensions": [dimension, 64, 1], "activation_type": "gelu", "do_layer_norm": False}
         query = {
             "base_encoder_output_dim": dimension,
             "head_start": "dense",  # the released start is made for vectors of 768 dimensions

@@ -243,8 +243,8 @@ class _Trainer(transformers.Trainer):
             checkpoint.fit_weights(self.owner.network.encoder, weights, resume_from_checkpoint)
         except ValueError as err:
             raise ValueError(
-                f"expected a checkpoint of the model that is trained, found one of another in {resume_from_checkpoint} ({err}); "
-                "go on with the model that it was begun with, or give another output_dir"
+                f"expected a checkpoint of the model that is trained, found one of another in {resume_from_checkpoint}: {err} "
+                "Go on with the model that it was begun with, or give another output_dir"
             ) from err
 
     def _load_best_model(self) -> None:
