@@ -8,6 +8,7 @@ the inner product.
 import json
 import random
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 KINDS = ("hypencoder", "bi-encoder")
 DOC_LENGTH = 256
 #: How much of what was learnt is tried out.
-SHARES = (0.4, 0.6, 0.8, 1.0)
+SHARES = ("0", "0.4", "0.6", "0.8", "1.0")
 
 
 @dataclass(frozen=True)
@@ -180,36 +181,53 @@ def train(
     return trainer.fit(TrainingRows(rows, sampler, shuffle_buffer=0), collator, validate=validate, best="mean", resume=True)
 
 
-def blended(trained: Path, folder: Path, validate: Callable[[Path], Mapping[str, float]]) -> Path:
-    """Goes back part of the way to MiniLM, as far as the dev topics say: weights between both forget less of what it knew.
+def blended(
+    trained: Path,
+    folder: Path,
+    validate: Callable[[Path], Mapping[str, float]],
+    choose: Callable[[Mapping[str, Mapping[str, float]]], str],
+) -> Path:
+    """Goes back part of the way to MiniLM: weights between both forget less of what it knew.
 
     Interpolated weights are those of WiSE-FT (Wortsman et al., arXiv 2109.01903); a Hypencoder's gate is lowered alike.
 
     Args:
         trained: the directory of a model that :func:`train` made.
-        folder: where to; what is there already is used again.
-        validate: measures a checkpoint; ``mean`` decides.
+        folder: where to; what was measured there already is used again.
+        validate: measures a checkpoint.
+        choose: takes what was measured by share, ``0`` being MiniLM itself, and gives the share to keep.
 
     Returns:
-        The directory of the best one.
+        The directory of the chosen one.
     """
-    best = folder / "best"
-    if (best / "config.json").exists():
-        return best
-    model, _ = checkpoint.load(str(trained))
-    start = {f"query_encoder.transformer.{key}": value for key, value in hub.load_transformer(MINILM).state_dict().items()}
-    learned = {key: value.clone() for key, value in model.state_dict().items()}
-    qnet = model.config.query_encoder_kwargs.get("converter_kwargs", {})
-    gate, found = qnet.get("skip_gate", 1.0), {}
+    folder.mkdir(parents=True, exist_ok=True)
+    notes = folder / "shares.json"
+    found: dict[str, Mapping[str, float]] = json.loads(notes.read_text()) if notes.exists() else {}
     for share in SHARES:
+        if share not in found:
+            with tempfile.TemporaryDirectory() as temporary:
+                found[share] = dict(validate(_between(trained, float(share), Path(temporary))))
+            notes.write_text(json.dumps(found, indent=1))
+    return _between(trained, float(choose(found)), folder / choose(found))
+
+
+def _between(trained: Path, share: float, folder: Path) -> Path:
+    """Writes the model between MiniLM and what it was trained to; what is there already is left."""
+    if not (folder / "config.json").exists():
+        model, _ = checkpoint.load(str(trained))
+        start = {f"query_encoder.transformer.{key}": value for key, value in hub.load_transformer(MINILM).state_dict().items()}
+        learned = model.state_dict()
         weights = {key: torch.lerp(start[key], value, share) if key in start else value for key, value in learned.items()}
+        qnet = model.config.query_encoder_kwargs.get("converter_kwargs", {})
         if qnet:
-            qnet["skip_gate"] = gate * share
-        checkpoint.save(model, folder / str(share), tokenizer=hub.load_tokenizer(MINILM, None), weights=weights)
-        found[share] = dict(validate(folder / str(share)))
-    (folder / "shares.json").write_text(json.dumps(found, indent=1))
-    (folder / str(max(found, key=lambda share: found[share]["mean"]))).rename(best)
-    return best
+            qnet["skip_gate"] = qnet.get("skip_gate", 1.0) * share
+        checkpoint.save(model, folder, tokenizer=hub.load_tokenizer(MINILM, None), weights=weights)
+    return folder
+
+
+def best_mean(found: Mapping[str, Mapping[str, float]]) -> str:
+    """The share whose mean on the dev topics is best."""
+    return max(found, key=lambda share: found[share]["mean"])
 
 
 def without_network(model: Path, folder: Path) -> Hypencoder:

@@ -46,7 +46,7 @@ def main() -> None:
         for kind in adapt.KINDS:
             folder = options.work / f"{kind}-{seed}"
             trained = adapt.train(kind, RECIPE, path, documents, validate, folder, seed)
-            systems[f"{kind} {seed}"] = adapt.load(adapt.blended(trained, folder / "blended", validate))
+            systems[f"{kind} {seed}"] = adapt.load(adapt.blended(trained, folder / "blended", validate, adapt.best_mean))
     table = adapt.compare(systems, index, test, [nDCG @ 10, RR, R @ 100])
     print(table.to_string(index=False, float_format=lambda value: f"{value:.4f}", na_rep=""))
     print("p-value: paired t-test against MiniLM, not corrected\n")
