@@ -51,7 +51,7 @@ SWEEP = (4, 8, 12, 16, 24, 32, 48)
 #: room for them.
 TRAINED_SWEEP = (12, 24, 48)
 TRAINED_SWEEP_STEPS = 2000
-#: By how much the teacher prefers a relevant document: a probability of 1/400 for one that is not.
+#: By how much the teacher prefers a relevant document: as if it were 400 times as likely as another.
 MARGIN = 6.0
 ITEMS = 16
 ROWS_PER_TOPIC = 60
@@ -278,7 +278,7 @@ def fit_inner_products(world: World, dimension: int, *, steps: int = 1000, seed:
 
 
 def _fit(relevant: torch.Tensor, dimension: int, steps: int, seed: int) -> torch.Tensor:
-    """The scores (Q, N) of vectors of Q topics and N documents, fitted with a listwise loss to who is relevant to what."""
+    """The scores (Q, N) of vectors of Q topics and N documents, fitted to the judgements with a listwise loss."""
     generator = torch.Generator().manual_seed(seed)
     sides = [torch.randn(n, dimension, generator=generator).mul_(0.5).requires_grad_() for n in relevant.shape]
     optimizer = torch.optim.Adam(sides, lr=0.05)

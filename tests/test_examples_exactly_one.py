@@ -165,7 +165,7 @@ def test_it_runs_to_its_tables(capsys, monkeypatch):
 
 
 def test_a_hypencoder_ranks_what_a_bi_encoder_cannot(world, tmp_path):
-    """The full figures, and so the slowest test here: about a minute on two cores."""
+    """Slow: the full figures, both models trained for all their steps, which takes one to two minutes."""
     assert exactly_one.DIMENSION <= 16
     trained = {kind: exactly_one.train(kind, world, tmp_path / kind) for kind in exactly_one.MODELS}
     table = exactly_one.judge(trained, world, tmp_path)
