@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from .data import TrainingRows
 from .network import TrainingNetwork
 
 _TRAINED = "trained.safetensors"
+_LOG = logging.getLogger(__name__)
 Validate = Callable[[Path], Mapping[str, float]]
 """Measures a checkpoint directory, for example by indexing and searching a validation collection with it."""
 
@@ -52,7 +54,8 @@ class HypencoderTrainer:
         warmup_steps: linear warm-up; 6,000 in the paper.
         lr_scheduler_type: of ``transformers``; constant after warm-up in the paper.
         seed: of data order, sampling and dropout.
-        verbose: whether to show progress.
+        verbose: whether to show a progress bar; losses and measures go to ``logging`` in any case, and to what
+            ``report_to`` names.
         arguments: any other of ``transformers.TrainingArguments``: bf16, gradient_accumulation_steps,
             gradient_checkpointing, save_steps, report_to, ...
 
@@ -175,6 +178,7 @@ class _Trainer(transformers.Trainer):
 
     def __init__(self, owner: HypencoderTrainer, rows: TrainingRows, collator: Collator, validate: Validate | None) -> None:
         super().__init__(model=owner.network, args=owner.arguments, train_dataset=rows, eval_dataset=[])
+        self.remove_callback(transformers.PrinterCallback)  # a library logs
         self.owner = owner
         self.rows = rows
         self.collator = collator
@@ -192,6 +196,12 @@ class _Trainer(transformers.Trainer):
             # One of its own: beginning to iterate draws from it, which would shift the dropout of a resumed run.
             generator=torch.Generator().manual_seed(self.args.seed),
         )
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Logs as transformers does, and through ``logging``."""
+        super().log(logs, *args, **kwargs)
+        if self.is_world_process_zero():
+            _LOG.info("step %d: %s", self.state.global_step, logs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """AdamW; with a rate of its own for the head, by fan-in."""
