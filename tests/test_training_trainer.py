@@ -170,6 +170,13 @@ def test_the_best_checkpoint_by_validation_is_kept(golden, tokenizer, rows_file,
     assert not (tmp_path / "validation").exists()
 
 
+def test_validation_comes_with_every_checkpoint_unless_told_otherwise(golden, tokenizer, rows_file, tmp_path):
+    measured = []
+    trainer = trainer_of(golden, tokenizer, tmp_path, max_steps=4, arguments={"save_steps": 2})
+    trainer.fit(rows_of(rows_file), Collator(tokenizer), validate=lambda folder: measured.append(1) or {"AP": 0.1}, best="AP")
+    assert len(measured) == 2
+
+
 def test_a_loss_that_is_no_number_stops_and_leaves_the_checkpoints(golden, tokenizer, rows_file, tmp_path):
     trainer = trainer_of(golden, tokenizer, tmp_path, max_steps=4, arguments={"save_steps": 2})
     trainer.fit(rows_of(rows_file), Collator(tokenizer))

@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list  # type: ignore[import-untype
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
+from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 
 from .. import checkpoint, hub
 from ..encoder import Encoder, check_encoder
@@ -131,7 +132,7 @@ class HypencoderTrainer:
         Args:
             rows: the sampled rows; split over processes and, on resuming, skipped here.
             collator: makes batches of them; None cuts texts where the model does.
-            validate: measures a checkpoint every ``eval_steps`` steps (with ``eval_strategy="steps"``).
+            validate: measures a checkpoint every ``save_steps``, or as ``eval_strategy`` and ``eval_steps`` say.
             best: the measure by which the best checkpoint is kept; None keeps the last one.
             resume: go on from the last checkpoint in ``output_dir``; begins anew where there is none.
 
@@ -146,12 +147,15 @@ class HypencoderTrainer:
         collator = self.collator if collator is None else collator
         if collator is None:
             raise ValueError("collator: expected one with a dual encoder, found none; give Collator(tokenizer, ...)")
-        last = transformers.trainer_utils.get_last_checkpoint(str(self.output_dir)) if self.output_dir.is_dir() else None
+        last = get_last_checkpoint(str(self.output_dir)) if self.output_dir.is_dir() else None
         if last and not resume:
             raise FileExistsError(
                 f"expected no checkpoints in {self.output_dir}, found {Path(last).name}; pass resume=True to go on from it, "
                 "or give another output_dir"
             )
+        if validate is not None and self.arguments.eval_strategy == "no":
+            self.arguments.eval_strategy = IntervalStrategy.STEPS
+            self.arguments.eval_steps = self.arguments.save_steps
         if best is not None:
             self.arguments.metric_for_best_model = f"eval_{best.removeprefix('eval_')}"
             self.arguments.greater_is_better = True
