@@ -133,28 +133,11 @@ def from_dense(
         FileNotFoundError: where there is no such model.
         ValueError: where an option does not fit.
     """
-    stated = pooling_settings(name_or_path, revision) if pooling is None or normalize is None else None
-    pooling = pooling or stated.pooling  # type: ignore[union-attr]
-    normalize = stated.normalize if normalize is None else normalize  # type: ignore[union-attr]
+    if pooling is None or normalize is None:
+        stated = pooling_settings(name_or_path, revision)
+        pooling, normalize = pooling or stated.pooling, stated.normalize if normalize is None else normalize
     transformer = load_transformer(name_or_path, revision)
-    width: int = transformer.config.hidden_size  # type: ignore[union-attr, assignment]
-    query: dict[str, Any] = {"model_name_or_path": name_or_path}
-    if hidden is None:
-        query |= {"pooling_type": pooling}
-    else:
-        dimensions = [width, *hidden, 1]
-        options = {
-            "inner_product_skip": True,
-            "skip_scale": 20.0 if normalize else 1.0,
-            "normalize_input": True,
-            "do_residual": len(set(dimensions[:-1])) == 1,
-        }
-        query |= {
-            "base_encoder_output_dim": width,
-            "embedding_representation": pooling,
-            "head_start": "dense",
-            "converter_kwargs": {"vector_dimensions": dimensions, **options, **qnet},
-        }
+    query = _dense_query(name_or_path, transformer, hidden, pooling, normalize, qnet)
     config = DualEncoderConfig(
         "TextDualEncoder" if hidden is None else "HypencoderDualEncoder",
         query_encoder_kwargs=query,
@@ -166,6 +149,29 @@ def from_dense(
     for side in (model.query_encoder, model.passage_encoder):
         side.transformer.load_state_dict(transformer.state_dict())
     return model.eval()
+
+
+def _dense_query(
+    name: str, transformer: Any, hidden: Sequence[int] | None, pooling: str, normalize: bool, qnet: dict[str, Any]
+) -> dict[str, Any]:
+    """The options of a query encoder that begins as a dense model's."""
+    if hidden is None:
+        return {"model_name_or_path": name, "pooling_type": pooling}
+    width = transformer.config.hidden_size
+    dimensions = [width, *hidden, 1]
+    options = {
+        "inner_product_skip": True,
+        "skip_scale": 20.0 if normalize else 1.0,
+        "normalize_input": True,
+        "do_residual": len(set(dimensions[:-1])) == 1,
+    }
+    return {
+        "model_name_or_path": name,
+        "base_encoder_output_dim": width,
+        "embedding_representation": pooling,
+        "head_start": "dense",
+        "converter_kwargs": {"vector_dimensions": dimensions, **options, **qnet},
+    }
 
 
 def _trunks_of(transformer: nn.Module) -> dict[str, Tensor]:
