@@ -17,7 +17,7 @@ from pyterrier.measures import RR, R, nDCG
 
 from pyterrier_hypencoder.validation import Validation
 
-RECIPE = adapt.Recipe(hidden=(96,), backbone_layers=2, max_steps=160, every=40, learning_rate=2e-5, warmup_steps=20)
+RECIPE = adapt.Recipe(hidden=(96,), backbone_layers=2, max_steps=120, every=40, learning_rate=2e-5, warmup_steps=20)
 
 
 def main() -> None:
