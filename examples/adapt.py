@@ -46,6 +46,8 @@ class Recipe:
         head_learning_rate: of the hyper-head; see ``HypencoderTrainer``.
         warmup_steps: of the linear schedule.
         dropout: of the q-nets' hidden layers.
+        losses: see ``HypencoderTrainer``.
+        negatives: documents beside the relevant one that are sampled from a row.
         bf16: whether to compute in bf16 where torch can.
     """
 
@@ -58,6 +60,8 @@ class Recipe:
     head_learning_rate: float = 2e-3
     warmup_steps: int = 100
     dropout: float = 0.1
+    losses: tuple[str, ...] = ("cross_entropy_first_items",)
+    negatives: int = 0
     bf16: bool = True
     arguments: dict[str, Any] = field(default_factory=dict)
 
@@ -156,7 +160,7 @@ def train(
         start,
         folder,
         tokenizer=tokenizer,
-        losses=["cross_entropy_first_items"],
+        losses=recipe.losses,
         train="queries",
         backbone_layers=recipe.backbone_layers,
         scale=1.0 if hyper else 20.0,  # which a Hypencoder's inner product has by itself
@@ -166,6 +170,7 @@ def train(
         head_learning_rate=recipe.head_learning_rate if hyper else None,
         warmup_steps=recipe.warmup_steps,
         lr_scheduler_type="linear",
+        verbose=True,
         seed=seed,
         arguments={
             "bf16": recipe.bf16,
@@ -176,7 +181,7 @@ def train(
             **recipe.arguments,
         },
     )
-    sampler = RowSampler(positive="type", negatives=0, item_texts=False)
+    sampler = RowSampler(positive="type", negatives=recipe.negatives, item_texts=False)
     collator = Collator(tokenizer, query_max_length=32, vectors=vectors_of(documents))
     return trainer.fit(TrainingRows(rows, sampler, shuffle_buffer=0), collator, validate=validate, best="mean", resume=True)
 

@@ -8,16 +8,44 @@ Example::
 """
 
 import argparse
+import random
 from pathlib import Path
 from typing import Any
 
 import adapt
+import pandas as pd
 from collection import open_collection
 from pyterrier.measures import RR, R, nDCG
 
 from pyterrier_hypencoder.validation import Validation
 
-RECIPE = adapt.Recipe(hidden=(96,), backbone_layers=2, max_steps=120, every=40, learning_rate=2e-5, warmup_steps=20)
+RECIPE = adapt.Recipe(
+    hidden=(96,),
+    backbone_layers=2,
+    max_steps=200,
+    every=50,
+    learning_rate=2e-5,
+    warmup_steps=20,
+    losses=("cross_entropy_own_group",),
+    negatives=63,
+)
+EPOCHS = 10
+
+
+def with_negatives(topics: pd.DataFrame, qrels: pd.DataFrame, docnos: list[str], seed: int) -> list[dict[str, Any]]:
+    """Rows with relevant documents, and random ones that are not judged relevant.
+
+    A topic has 43 relevant documents on average, which other topics of a batch share, so that they are no negatives.
+    """
+    rng, ordered = random.Random(seed), []
+    rows = adapt.judged_rows("nfcorpus", topics, qrels)
+    for _ in range(EPOCHS):
+        for row in rng.sample(rows, len(rows)):
+            relevant = {item["id"] for item in row["items"]}
+            drawn = (f"nfcorpus/{docno}" for docno in rng.sample(docnos, 2 * RECIPE.negatives))
+            negatives = [{"id": docno, "type": "negative"} for docno in drawn if docno not in relevant]
+            ordered.append({**row, "items": [*row["items"], *negatives]})
+    return ordered
 
 
 def main() -> None:
@@ -39,9 +67,7 @@ def main() -> None:
 
     systems: dict[str, Any] = {"MiniLM": adapt.minilm()}
     for seed in options.seeds:
-        rows = adapt.rows_in_blocks(
-            {"nfcorpus": adapt.judged_rows("nfcorpus", training.topics, training.qrels)}, seed, epochs=8
-        )
+        rows = with_negatives(training.topics, training.qrels, list(index.docnos), seed)
         path = adapt.write_rows(rows, options.work / f"rows-{seed}.jsonl")
         for kind in adapt.KINDS:
             folder = options.work / f"{kind}-{seed}"
