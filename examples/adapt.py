@@ -10,7 +10,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,6 @@ class Recipe:
     losses: tuple[str, ...] = ("cross_entropy_first_items",)
     negatives: int = 0
     bf16: bool = True
-    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 def minilm(**options: Any) -> BiEncoder:
@@ -178,7 +177,6 @@ def train(
             "eval_steps": recipe.every,
             "save_steps": recipe.every,
             "save_total_limit": 2,
-            **recipe.arguments,
         },
     )
     sampler = RowSampler(positive="type", negatives=recipe.negatives, item_texts=False)

@@ -77,15 +77,11 @@ class BiEncoder(Encoder):
     def _networks(self) -> tuple[nn.Module, nn.Module, Any]:
         if self.pooling is not None:
             check_choice("pooling", self.pooling, POOLINGS)
-        config = hub.read_json(self.name_or_path, revision=self.revision)
-        if config is not None and checkpoint.is_dual_encoder(config):
+        if checkpoint.find_config(self.name_or_path, self.revision) is not None:
             return self._dual_networks()
-        pooling, normalize = self.pooling, self.normalize
-        if pooling is None or normalize is None:
-            stated = hub.pooling_settings(self.name_or_path, self.revision)
-            pooling = pooling or stated.pooling
-            normalize = stated.normalize if normalize is None else normalize
-        network = TextEncoder(hub.load_transformer(self.name_or_path, self.revision), pooling, normalize=normalize)
+        settings = hub.pooling_settings(self.name_or_path, self.revision, self.pooling, self.normalize)
+        transformer = hub.load_transformer(self.name_or_path, self.revision)
+        network = TextEncoder(transformer, settings.pooling, normalize=settings.normalize)
         return network, network, hub.load_tokenizer(self.name_or_path, self.revision)
 
     def _dual_networks(self) -> tuple[nn.Module, nn.Module, Any]:

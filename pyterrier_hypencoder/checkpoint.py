@@ -40,6 +40,12 @@ def read_config(name_or_path: str, revision: str | None = None) -> DualEncoderCo
     return DualEncoderConfig.from_dict(config)
 
 
+def find_config(name_or_path: str, revision: str | None = None) -> DualEncoderConfig | None:
+    """The configuration of a dual-encoder checkpoint, or None where the model is another, or has none."""
+    config = read_json(name_or_path, revision=revision)
+    return DualEncoderConfig.from_dict(config) if config is not None and is_dual_encoder(config) else None
+
+
 def is_dual_encoder(config: dict[str, Any]) -> bool:
     """Whether a parsed ``config.json`` is that of a dual encoder of this package or of the released code."""
     return (config.get("architectures") or [None])[0] in ARCHITECTURES or "passage_encoder_kwargs" in config
@@ -133,9 +139,8 @@ def from_dense(
         FileNotFoundError: where there is no such model.
         ValueError: where an option does not fit.
     """
-    if pooling is None or normalize is None:
-        stated = pooling_settings(name_or_path, revision)
-        pooling, normalize = pooling or stated.pooling, stated.normalize if normalize is None else normalize
+    settings = pooling_settings(name_or_path, revision, pooling, normalize)
+    pooling, normalize = settings.pooling, settings.normalize
     transformer = load_transformer(name_or_path, revision)
     query = _dense_query(name_or_path, transformer, hidden, pooling, normalize, qnet)
     config = DualEncoderConfig(

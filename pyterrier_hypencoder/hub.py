@@ -179,12 +179,21 @@ def load_transformer(name_or_path: str, revision: str | None = None) -> nn.Modul
     return transformer.float()
 
 
-def pooling_settings(name_or_path: str, revision: str | None) -> PoolingSettings:
-    """Pooling and normalisation as the sentence-transformers files of a model state them.
+def pooling_settings(
+    name_or_path: str, revision: str | None, pooling: str | None = None, normalize: bool | None = None
+) -> PoolingSettings:
+    """Pooling and normalisation as given; what is None, as the sentence-transformers files of a model state it.
 
     Raises:
         ValueError: where they state what this package does not do, or nobody knows whether the model has such files.
     """
+    if pooling is not None and normalize is not None:
+        return PoolingSettings(pooling, normalize)
+    stated = _stated_pooling(name_or_path, revision)
+    return PoolingSettings(pooling or stated.pooling, stated.normalize if normalize is None else normalize)
+
+
+def _stated_pooling(name_or_path: str, revision: str | None) -> PoolingSettings:
     modules: Any = read_json(name_or_path, "modules.json", revision)
     if modules is None:
         if not _known_absent(name_or_path, "modules.json", revision):

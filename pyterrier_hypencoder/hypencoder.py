@@ -109,7 +109,10 @@ def load_encoder(name_or_path: str, **options: Any) -> Encoder:
     Raises:
         FileNotFoundError: where there is none.
     """
-    config = hub.read_json(name_or_path, revision=options.get("revision"))
-    dual = config is not None and checkpoint.is_dual_encoder(config)
-    hyper = dual and DualEncoderConfig.from_dict(config).architecture == "HypencoderDualEncoder"  # type: ignore[arg-type]
-    return Hypencoder(name_or_path, **options) if hyper else BiEncoder(name_or_path, **options)
+    config = checkpoint.find_config(name_or_path, options.get("revision"))
+    return (BiEncoder if config is None else kind_of(config))(name_or_path, **options)
+
+
+def kind_of(config: DualEncoderConfig) -> type[BiEncoder] | type[Hypencoder]:
+    """The class of encoder that a dual encoder is loaded with."""
+    return Hypencoder if config.architecture == "HypencoderDualEncoder" else BiEncoder

@@ -318,10 +318,9 @@ def _read_docs(path: str, text_field: Sequence[str]) -> Iterator[Mapping[str, An
 
 def _check_encoder_options(encoder: HypencoderDualEncoder, options: Mapping[str, Any]) -> None:
     """Checks what validation will load checkpoints with, which is many steps later."""
-    from ..biencoder import BiEncoder
-    from ..hypencoder import Hypencoder
+    from ..hypencoder import Hypencoder, kind_of
 
-    kind = BiEncoder if encoder.config.architecture == "TextDualEncoder" else Hypencoder
+    kind = kind_of(encoder.config)
     if kind is Hypencoder and {"query_prefix", "doc_prefix"} & set(options):
         raise ValueError(
             "data.query_prefix, data.doc_prefix: expected none with a Hypencoder, which searches without; leave them out"

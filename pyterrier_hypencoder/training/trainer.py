@@ -272,8 +272,7 @@ def _parts_of(model: Any, shared: bool) -> tuple[HypencoderDualEncoder, Any, Col
         return model, None, None
     check_encoder(model)
     name, revision = model.name_or_path, model.revision
-    config = hub.read_json(name, revision=revision)
-    if config is not None and checkpoint.is_dual_encoder(config):
+    if checkpoint.find_config(name, revision) is not None:
         encoder, _ = checkpoint.load(name, revision=revision)
     else:
         options = {"pooling": model.pooling, "normalize": model.normalize}
