@@ -69,6 +69,24 @@ def index(model, docs, tmp_path_factory):
     return HypencoderIndexer(tmp_path_factory.mktemp("index") / "docs.hyp", model, dtype="fp32").index(docs)
 
 
+@pytest.fixture(scope="session")
+def rows_file(texts, tmp_path_factory) -> Path:
+    """Eight training rows: a query that is its positive's first words, three other documents, types, teacher scores."""
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    docs = [doc for doc in texts["docs"] if len(doc["text"].split()) > 8][:32]
+    kinds = ["positive", "negative", "negative", "negative"]
+    with open(path, "w") as out:
+        for i in range(8):
+            scores = [8.0, 3.0, 1.0 + i / 4, -2.0]
+            items = [
+                {"id": doc["docno"], "content": doc["text"], "score": score, "type": kind}
+                for doc, score, kind in zip(docs[i::8], scores, kinds, strict=True)
+            ]
+            query = {"id": f"q{i}", "content": " ".join(docs[i]["text"].split()[:6])}
+            out.write(json.dumps({"query": query, "items": items}) + "\n")
+    return path
+
+
 @dataclass(frozen=True)
 class TestCollection:
     """A real collection, read from a folder."""

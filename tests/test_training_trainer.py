@@ -23,26 +23,6 @@ from pyterrier_hypencoder.training.trainer import HypencoderTrainer  # noqa: E40
 NAME = "tiny_6l_cls_shared"
 
 
-@pytest.fixture(scope="module")
-def rows_file(texts, tmp_path_factory) -> Path:
-    """Eight rows: a query that is its positive's first words, three other documents, teacher scores."""
-    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    docs = [doc for doc in texts["docs"] if len(doc["text"].split()) > 8][:32]
-    with open(path, "w") as out:
-        for i in range(8):
-            items = [docs[i], docs[i + 8], docs[i + 16], docs[i + 24]]
-            scores = [8.0, 3.0, 1.0 + i / 4, -2.0]
-            row = {
-                "query": {"id": f"q{i}", "content": " ".join(docs[i]["text"].split()[:6])},
-                "items": [
-                    {"id": doc["docno"], "content": doc["text"], "score": score}
-                    for doc, score in zip(items, scores, strict=True)
-                ],
-            }
-            out.write(json.dumps(row) + "\n")
-    return path
-
-
 def encoder_of(golden, *, layers: int = 2, shared: bool = False, architecture: str = "HypencoderDualEncoder", **kwargs):
     """A small dual encoder with random weights and no dropout in its backbones."""
     backbone = json.loads((golden / "tiny_base_bert" / "config.json").read_text())
