@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyterrier as pt
 
 from .encoder import Encoder
 from .frames import TextField, short
+from .graph import NeighbourGraph, corpus_graph
 from .hypencoder import from_record
 from .indexer import HypencoderIndexer
 from .retriever import HypencoderRetriever
@@ -98,32 +99,14 @@ class HypencoderIndex(pt.Artifact):
             self._models[key] = from_record(record, device=device)
         return self._models[key]
 
-    def retriever(
-        self,
-        model: Encoder | None = None,
-        *,
-        num_results: int = 1000,
-        batch_size: int = 32,
-        search: str = "exhaustive",
-        device: str = "auto",
-        precision: str = "auto",
-        qnet_width: int | None = None,
-        allowed_docnos: Collection[str] | None = None,
-        verbose: bool = False,
-    ) -> HypencoderRetriever:
-        """A transformer that searches this index; see :class:`HypencoderRetriever`."""
-        return HypencoderRetriever(
-            self,
-            model,
-            num_results=num_results,
-            batch_size=batch_size,
-            search=search,
-            device=device,
-            precision=precision,
-            qnet_width=qnet_width,
-            allowed_docnos=allowed_docnos,
-            verbose=verbose,
-        )
+    def retriever(self, model: Encoder | None = None, **options: Any) -> HypencoderRetriever:
+        """A transformer that searches this index.
+
+        Args:
+            model: the encoder of the queries; None takes the one recorded in the index.
+            **options: those of :class:`HypencoderRetriever`, such as ``num_results`` and ``search``.
+        """
+        return HypencoderRetriever(self, model, **options)
 
     def scorer(
         self,
@@ -151,6 +134,27 @@ class HypencoderIndex(pt.Artifact):
     def vec_loader(self) -> VecLoader:
         """A transformer that adds the stored vectors of documents as ``doc_vec``."""
         return VecLoader(self)
+
+    def corpus_graph(
+        self, k: int = 100, *, builder: str = "auto", device: str = "auto", verbose: bool = False
+    ) -> NeighbourGraph:
+        """The graph of nearest documents by L2 distance, opened, or built on first use inside the index directory.
+
+        It serves pyterrier_adaptive's ``GAR`` and pyterrier_dr's LADR; ``pt.Artifact.load`` opens its directory
+        as a graph of pyterrier_adaptive. A graph with more neighbours serves for fewer.
+
+        Args:
+            k: neighbours of each document, at most 10,000.
+            builder: ``exact``, ``hnsw`` or ``nn_descent``; ``auto`` opens what there is, and builds exactly for up to
+                200,000 documents (20 million on a GPU), above with ``hnsw``. See :func:`pyterrier_hypencoder.graph.build`.
+            device: where exact comparisons are made: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda[:n]``.
+            verbose: whether to show progress.
+
+        Raises:
+            ValueError: for bad options, or where the graph on disk is damaged or of another index or an older state.
+            RuntimeError: while another process builds the same graph.
+        """
+        return corpus_graph(self.reader, k, builder=builder, device=device, verbose=verbose)
 
     def get_corpus_iter(
         self, start: int | None = None, stop: int | None = None, *, verbose: bool = False

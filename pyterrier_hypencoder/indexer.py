@@ -14,6 +14,7 @@ from more_itertools import chunked
 
 from .encoder import Encoder, check_encoder
 from .frames import ByArguments, TextField, check_positive, fields_of, text_of
+from .graph import check_options, corpus_graph
 from .retriever import HypencoderRetriever
 from .storage import Reader, Writer, check_facts, discard_leftovers, facts_of, is_index, is_unfinished
 
@@ -33,6 +34,9 @@ class HypencoderIndexer(ByArguments, pt.Indexer):
         dtype: how vectors are stored: ``fp16`` (half the size; rankings hardly change) or ``fp32``.
         text_field: the field with the text, or several, joined by a space.
         batch_size: documents that are sorted by length, encoded and stored together; what a killed build loses at most.
+        graph_k: where given, the graph of so many nearest documents is built after the index is in place, as
+            ``index.corpus_graph(graph_k)`` does. Where that fails or is killed the index stays, and ``mode="resume"`` with
+            the same documents goes on with the graph.
         verbose: whether to show progress.
     """
 
@@ -45,6 +49,7 @@ class HypencoderIndexer(ByArguments, pt.Indexer):
         dtype: str = "fp16",
         text_field: TextField = "text",
         batch_size: int = 2048,
+        graph_k: int | None = None,
         verbose: bool = False,
     ) -> None:
         self.path = path
@@ -53,6 +58,7 @@ class HypencoderIndexer(ByArguments, pt.Indexer):
         self.dtype = dtype
         self.text_field = text_field
         self.batch_size = batch_size
+        self.graph_k = graph_k
         self.verbose = verbose
 
     def index_inputs(self) -> list[list[str]]:
@@ -78,6 +84,8 @@ class HypencoderIndexer(ByArguments, pt.Indexer):
         if kwargs:
             raise TypeError(f"index: expected no options, found {sorted(kwargs)}; pass them to HypencoderIndexer")
         check_positive("batch_size", self.batch_size)
+        if self.graph_k is not None:
+            check_options(self.graph_k)
         if self.model is not None:
             check_encoder(self.model)
         if not isinstance(self.path, str | Path) or not Path(self.path).name:
@@ -86,6 +94,8 @@ class HypencoderIndexer(ByArguments, pt.Indexer):
         documents = iter.to_dict("records") if isinstance(iter, pd.DataFrame) else iter
         progress = pt.tqdm(documents, desc=f"indexing {path.name}", unit="doc", disable=not self.verbose)
         self._build(path, progress)
+        if self.graph_k is not None:
+            corpus_graph(Reader(path), self.graph_k, verbose=self.verbose)
         return pt.Artifact.load(str(path))
 
     def _build(self, path: Path, documents: Iterable[dict[str, Any]]) -> None:

@@ -33,7 +33,7 @@ def staging_path(path: Path) -> Path:
 def is_index(path: Path) -> bool:
     """Whether a directory says of itself that it is an index of this format."""
     try:
-        return _read_meta(path).get("format") == "hypencoder"
+        return read_meta(path).get("format") == "hypencoder"
     except (OSError, ValueError):
         return False
 
@@ -208,7 +208,7 @@ class Writer:
         self.count += len(docnos)
         self.vec_size = vectors.shape[1]
         state = {"facts": self.facts, "count": self.count, "vec_size": self.vec_size, "docno_bytes": self._docnos.tell()}
-        _write_json(self._state_file, state)
+        write_json(self._state_file, state)
 
     def _checked(self, docnos: Sequence[str], vectors: np.ndarray) -> np.ndarray:
         fits = vectors.ndim == 2 and len(vectors) == len(docnos) and vectors.shape[1] == (self.vec_size or vectors.shape[1])
@@ -237,7 +237,7 @@ class Writer:
         self._vecs.close()
         self._docnos.close()
         write_docnos(self._index / DOCNOS_FILE, self.stored_docnos())
-        _fsync(self._index / DOCNOS_FILE)
+        fsync(self._index / DOCNOS_FILE)
         meta = {
             "type": "dense_index",
             "format": "hypencoder",
@@ -248,11 +248,11 @@ class Writer:
             **self.facts,
             "written_by": f"pyterrier-hypencoder {version('pyterrier-hypencoder')}",
         }
-        _write_json(self._index / META_FILE, meta)
+        write_json(self._index / META_FILE, meta)
         if self.path.exists():
             os.replace(self.path, self._old)
         os.replace(self._index, self.path)
-        _fsync(self.path.parent)
+        fsync(self.path.parent)
         shutil.rmtree(self.staging, ignore_errors=True)
         self._lock.release()
 
@@ -304,7 +304,7 @@ def _checked_meta(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"expected an index at {path}, found nothing{hint}; build it with HypencoderIndexer")
     if not (path / META_FILE).is_file():
         raise ValueError(f"expected an index at {path}, found no {META_FILE} there; is it the right directory?")
-    meta = _read_meta(path)
+    meta = read_meta(path)
     if (meta.get("type"), meta.get("format")) != ("dense_index", "hypencoder"):
         raise ValueError(
             f"expected an index of type dense_index and format hypencoder at {path}, found {meta.get('type')} and "
@@ -333,7 +333,13 @@ def _check_size(file: Path, expected: int, meta: dict[str, Any]) -> None:
         )
 
 
-def _read_meta(path: Path) -> dict[str, Any]:
+def read_meta(path: Path) -> dict[str, Any]:
+    """What the ``pt_meta.json`` of a directory says.
+
+    Raises:
+        OSError: where there is none.
+        ValueError: where it is no JSON object.
+    """
     try:
         meta = json.loads((path / META_FILE).read_text(encoding="utf-8"))
     except ValueError as err:
@@ -343,7 +349,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any]) -> None:
     """Replaces a file as a whole: a reader sees the old one or the new one."""
     part = path.with_name(path.name + ".part")
     with open(part, "w", encoding="utf-8") as out:
@@ -351,10 +357,11 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
         out.flush()
         os.fsync(out.fileno())
     os.replace(part, path)
-    _fsync(path.parent)
+    fsync(path.parent)
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Waits until a file or the names in a folder are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

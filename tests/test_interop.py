@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pyterrier as pt
@@ -110,13 +112,21 @@ def dr():
 
 @pytest.fixture(scope="module")
 def flex(dr, index, tmp_path_factory):
-    """The same vectors as a FlexIndex, with a neighbour graph."""
+    """The same vectors as a FlexIndex."""
     return index.to_flex(tmp_path_factory.mktemp("flex") / "docs.flex")
 
 
 @pytest.fixture(scope="module")
-def graph(flex):
-    return flex.corpus_graph(8)
+def ours(index, tmp_path_factory):
+    """Our own graph of the index."""
+    copy = shutil.copytree(str(index.path), tmp_path_factory.mktemp("graph") / "docs.hyp")
+    return HypencoderIndex(copy).corpus_graph(8)
+
+
+@pytest.fixture(scope="module", params=["ours", "theirs"])
+def graph(request):
+    """A graph of the nearest eight: our own, and that of pyterrier_dr."""
+    return request.getfixturevalue("ours") if request.param == "ours" else request.getfixturevalue("flex").corpus_graph(8)
 
 
 def reachable(graph, candidates: pd.DataFrame, index: HypencoderIndex, hops: int) -> dict[str, set[str]]:
@@ -211,6 +221,37 @@ def test_gar_with_stored_vectors_reaches_beyond_the_candidates(adaptive, graph, 
     first = set(zip(candidates["qid"], candidates["docno"], strict=True))
     assert len(set(zip(found["qid"], found["docno"], strict=True)) - first) >= 5 * 15
     assert (found.groupby("qid")["score"].diff().dropna() <= 0).all()
+
+
+def test_pyterrier_adaptive_opens_our_graph(adaptive, ours, index, model, candidates):
+    theirs = pt.Artifact.load(str(ours.path))
+    assert isinstance(theirs, adaptive.CorpusGraph)
+    np.testing.assert_array_equal(theirs.edges_data, ours.edges_data)
+    np.testing.assert_array_equal(theirs.to_limit_k(3).weights_data, ours.weights_data[:, :3])
+    for document in (5, index.docnos.at(5).item()):
+        for found, expected in zip(ours.neighbours(document, weights=True), theirs.neighbours(document, True), strict=True):
+            assert list(found) == list(expected)
+    gars = [adaptive.GAR(index.scorer(model), graph, num_results=30, batch_size=5) for graph in (ours, theirs)]
+    pd.testing.assert_frame_equal(gars[0](candidates), gars[1](candidates))
+
+
+def test_gar_in_a_pipeline(adaptive, ours, index, model, topics, full, candidates):
+    first = pt.Transformer.from_df(candidates.drop(columns="query"))
+    pipeline = first >> adaptive.GAR(index.scorer(model), ours, num_results=40) >> index.scorer(model) % 10
+    found = pipeline.compile()(topics)
+    assert_scores(found, full)
+    assert (found.groupby("qid").size() == 10).all()
+    assert "GAR" in pt.schematic.draw(pipeline)
+
+
+def test_ladr_over_our_graph_alone_is_exhaustive_when_it_reaches_all(flex, index, model, candidates, full):
+    everything = index.corpus_graph(len(index) - 1)
+    ladr = flex.ladr_adaptive(everything, depth=5, num_results=20, dense_scorer=index.scorer(model))
+    found = (model.query_encoder() >> ladr)(candidates)
+    expected = full[full["rank"] < 20]
+    np.testing.assert_allclose(
+        found.sort_values(["qid", "rank"])["score"], expected.sort_values(["qid", "rank"])["score"], rtol=0, atol=2e-3
+    )
 
 
 def test_gar_with_a_graph_made_by_the_retriever(adaptive, index, model, docs, candidates, full, tmp_path):

@@ -1,8 +1,8 @@
 """The order of imports is the order in which data flows; and what importing the package may load.
 
 The order is that of the design with one change: ``scoring`` stands above the encoders. It needs q-nets only, and the stages
-that re-rank by text (``stages``, made by the encoders) need it. ``frames``, ``hub``, ``docnos`` and ``scorer`` are parts that
-the design has inside its modules.
+that re-rank by text (``stages``, made by the encoders) need it. ``frames``, ``hub``, ``docnos``, ``neighbours``, ``staging``
+and ``scorer`` are parts that the design has inside its modules.
 """
 
 from __future__ import annotations
@@ -30,10 +30,13 @@ LAYERS = [
     "hypencoder",
     "docnos",
     "storage",
+    "neighbours",
+    "staging",
     "graph",
     "search",
     "scorer",
     "retriever",
+    "measures",
     "indexer",
     "index",
     "training",
@@ -41,7 +44,19 @@ LAYERS = [
     "estimator",
     "__main__",
 ]
-FORBIDDEN_FOR_TRAINING = {"storage", "search", "scorer", "retriever", "indexer", "index", "docnos"}
+FORBIDDEN_FOR_TRAINING = {
+    "storage",
+    "neighbours",
+    "staging",
+    "graph",
+    "search",
+    "scorer",
+    "retriever",
+    "measures",
+    "indexer",
+    "index",
+    "docnos",
+}
 
 
 def layer_of(path: Path) -> str:
