@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Collection, Iterable
 from types import MethodType
@@ -13,14 +14,26 @@ import pyterrier as pt
 
 from . import scoring
 from .encoder import Encoder
-from .frames import check_choice, check_positive, is_missing
+from .frames import check_choice, check_positive, docnos_of, groups_of, is_missing
+from .graph import NeighbourGraph, find_graph, open_graph
+from .qnet import QNets
 from .scorer import OnIndex, path_of
 from .search.exhaustive import exhaustive
+from .search.graph import READINGS, SEED, entry_points, graph_search, number_of
 from .search.results import Results
-from .storage import Reader
+from .search.surrogate import surrogate_search
+from .storage import Reader, identity
 
-SEARCHES = ("exhaustive",)
+logger = logging.getLogger(__name__)
+
+SEARCHES = ("auto", "exhaustive", "graph", "surrogate")
 FILTER_COLUMN = "allowed_docnos"
+FEW_SEEDS = 16
+"""Documents that a surrogate is fitted to at least."""
+SMALL = 20_000
+"""Documents up to which ``search="auto"`` evaluates all; on a GPU, fifty times as many."""
+_NO_STATS = {"n_scored": 0, "n_rounds": 0}
+_SURROGATE_STATS = {"last_yield": np.nan, "fell_back": False}
 
 
 class Option:
@@ -61,13 +74,36 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
         model: the encoder of the queries; None takes the one recorded in the index.
         num_results: documents per query at most.
         batch_size: queries that go through the collection together.
-        search: which documents are evaluated: ``exhaustive`` (all).
+        search: which documents are evaluated: ``exhaustive`` (all), ``graph`` (the paper's Algorithm 1), ``surrogate`` (what a
+            linear stand-in of the q-net likes), or ``auto``: all where queries are vectors, where the collection is small
+            (20,000 documents, or a million on a GPU) or where results are wanted for more than a tenth of it, and else
+            ``surrogate``. A frame that brings documents gives ``graph`` and ``surrogate`` where to begin.
         device: where q-nets are evaluated: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda[:n]``.
         precision: of that evaluation: ``fp32``, ``bf16``, or ``auto`` (what keeps the ranking: fp32).
         qnet_width: evaluate only the first units of every hidden layer, for Matryoshka models; None for all.
         allowed_docnos: documents that may be returned, for all queries; None for all. A column of the same name in the
             topics limits single queries (a set per query, None for no limit); where both are given, both hold. Docnos that
             the index does not have are passed over.
+        initial_candidates: entry points of ``graph``, drawn at random: a number, or a fraction of the collection. Where that
+            is all of it, the search is exhaustive.
+        n_candidates: documents that a round of ``graph`` expands by their neighbours.
+        max_iter: rounds of ``graph`` at most.
+        early_stop: whether ``graph`` stops for a query when a round brings nothing.
+        reading: what a round of ``graph`` offers to the results: ``released`` (the best max(n_candidates, num_results), as the
+            released code) or ``paper`` (the best n_candidates).
+        graph_k: neighbours of each document in ``graph``; the index must have a graph with as many.
+        entry_points: docnos of the entry points of ``graph`` and ``surrogate``, for all queries, in place of random ones.
+        fill: whether random entry points are added to the documents of a frame; ``surrogate`` always adds them.
+        seed: of random entry points; 43 draws those of the released code.
+        n_seeds: documents that ``surrogate`` evaluates first, drawn at random; None for twice as many as dimensions, or 256
+            where q-nets have a query vector to begin with.
+        rounds: rounds of ``surrogate`` at most; it stops when the best documents have settled.
+        per_round: documents that such a round evaluates.
+        ridge: of the linear functions' fit, as a part of the vectors' mean variance.
+        return_stats: whether to add what the search cost: ``n_scored`` (documents evaluated) and ``n_rounds``, and for
+            ``surrogate`` and ``auto`` also ``last_yield`` (see :mod:`pyterrier_hypencoder.search.surrogate`) and ``fell_back``
+            (whether the q-net was too far from linear, and the graph was walked or all documents evaluated in its stead).
+            :mod:`pyterrier_hypencoder.measures` makes measures of them.
         verbose: whether to show progress.
     """
 
@@ -87,6 +123,20 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
         precision: str = "auto",
         qnet_width: int | None = None,
         allowed_docnos: Collection[str] | None = None,
+        initial_candidates: float = 10_000,
+        n_candidates: int = 64,
+        max_iter: int = 16,
+        early_stop: bool = True,
+        reading: str = "released",
+        graph_k: int = 100,
+        entry_points: Collection[str] | None = None,
+        fill: bool = False,
+        seed: int = SEED,
+        n_seeds: int | None = None,
+        rounds: int = 8,
+        per_round: int = 500,
+        ridge: float = 0.05,
+        return_stats: bool = False,
         verbose: bool = False,
     ) -> None:
         self._index = index
@@ -98,6 +148,20 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
         self.precision = precision
         self.qnet_width = qnet_width
         self.allowed_docnos = allowed_docnos
+        self.initial_candidates = initial_candidates
+        self.n_candidates = n_candidates
+        self.max_iter = max_iter
+        self.early_stop = early_stop
+        self.reading = reading
+        self.graph_k = graph_k
+        self.entry_points = entry_points
+        self.fill = fill
+        self.seed = seed
+        self.n_seeds = n_seeds
+        self.rounds = rounds
+        self.per_round = per_round
+        self.ridge = ridge
+        self.return_stats = return_stats
         self.verbose = verbose
 
     def get_parameter(self, name: str) -> Any:
@@ -132,57 +196,150 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
 
         Args:
             inp: ``qid`` and ``query`` or ``query_vec`` (a query vector, or a flattened q-net of the model); optionally
-                ``allowed_docnos``.
+                ``allowed_docnos``, and, unless the search is exhaustive, ``docno`` of documents to begin with.
 
         Returns:
             The columns of the topics with ``docno``, ``docid``, ``score`` (float32) and ``rank`` (from 0) added, sorted by
             query and rank; equal scores by docid.
         """
         self._validate(inp)
-        topics = inp.reset_index(drop=True)
-        if not len(topics):
-            return _ranked(topics, [], [], [])
-        if topics["qid"].isna().any():
+        if inp["qid"].isna().any():
             raise ValueError("qid: expected a query id in every row, found missing ones")
-        reader = self._reader()
-        everyone = None if self.allowed_docnos is None else _known(reader, self.allowed_docnos)
-        docids: list[np.ndarray] = []
-        scores: list[np.ndarray] = []
-        with pt.tqdm(total=len(topics) * reader.doc_count, unit="doc", disable=not self.verbose) as progress:
-            for start in range(0, len(topics), self.batch_size):
-                batch = topics.iloc[start : start + self.batch_size]
-                results = self._search_batch(reader, batch, everyone, _counter(progress, len(batch)))
-                docids += results.docids
-                scores += results.scores
-        return _ranked(topics, docids, scores, [reader.docnos.at(ids) for ids in docids])
+        topics, brought = _topics_of(inp)
+        results = Results([], [])
+        if len(topics):
+            reader = self._reader()
+            everyone = None if self.allowed_docnos is None else _known(reader, self.allowed_docnos)
+            with pt.tqdm(total=len(topics), unit="query", disable=not self.verbose) as progress:
+                for start in range(0, len(topics), self.batch_size):
+                    batch = topics.iloc[start : start + self.batch_size]
+                    own = None if brought is None else brought[start : start + self.batch_size]
+                    results = results.then(self._search_batch(reader, batch, _allowed(reader, batch, everyone), own))
+                    progress.update(len(batch))
+        docnos = [self._reader().docnos.at(ids) for ids in results.docids]
+        return _ranked(topics, results, docnos, self._stats_wanted())
+
+    def _stats_wanted(self) -> dict[str, Any]:
+        """The columns of statistics, with what they have where a search does not say."""
+        if not self.return_stats:
+            return {}
+        return _NO_STATS | (_SURROGATE_STATS if self._search in ("auto", "surrogate") else {})
 
     def _validate(self, inp: pd.DataFrame) -> None:
-        check_choice("search", self._search, SEARCHES)
-        check_choice("precision", self.precision, scoring.PRECISIONS)
-        check_positive("num_results", self.num_results)
-        check_positive("batch_size", self.batch_size)
-        scoring.resolve_device(self.device)
+        self._check_options()
         try:
             with pt.validate.any(inp) as modes:
-                modes.query_frame(extra_columns=["query"])
-                modes.query_frame(extra_columns=["query_vec"])
+                for column in ("query", "query_vec"):
+                    modes.query_frame(extra_columns=[column])
+                    if self._search != "exhaustive":
+                        modes.columns(includes=["qid", column, "docno"])
         except pt.validate.InputValidationError as err:
             if "docno" in inp.columns:
-                err.args = (f"{err.args[0]} It brings documents: to re-rank them, use index.scorer(model).",)
+                err.args = (
+                    f"{err.args[0]} It brings documents: to re-rank them, use index.scorer(model); to begin a search with "
+                    "them, set search='graph' or 'surrogate'.",
+                )
             raise
 
+    def _check_options(self) -> None:
+        check_choice("search", self._search, SEARCHES)
+        check_choice("precision", self.precision, scoring.PRECISIONS)
+        check_choice("reading", self.reading, READINGS)
+        for name in ("num_results", "batch_size", "n_candidates", "max_iter", "graph_k", "rounds", "per_round"):
+            check_positive(name, getattr(self, name))
+        number = self.initial_candidates
+        if isinstance(number, bool) or not (0 < number <= 1 if isinstance(number, float) else number > 0):
+            raise ValueError(f"initial_candidates: expected a number above 0, or a fraction from 0 to 1, found {number!r}")
+        if self.n_seeds is not None and self.n_seeds < FEW_SEEDS:
+            raise ValueError(f"n_seeds: expected at least {FEW_SEEDS} documents to fit a surrogate to, found {self.n_seeds!r}")
+        if not 1e-4 <= self.ridge < np.inf:
+            raise ValueError(f"ridge: expected a number from 0.0001, found {self.ridge!r}")
+        if self.entry_points is not None and (isinstance(self.entry_points, str) or not len(self.entry_points)):
+            raise ValueError(f"entry_points: expected at least one docno in a list, found {self.entry_points!r}")
+        scoring.resolve_device(self.device)
+
     def _search_batch(
-        self, reader: Reader, batch: pd.DataFrame, everyone: np.ndarray | None, progress: Callable[[int], object]
+        self,
+        reader: Reader,
+        batch: pd.DataFrame,
+        allowed: list[np.ndarray | None],
+        brought: list[list[str]] | None,
     ) -> Results:
         qnets = self._fitting_qnets(batch)
-        return exhaustive(
-            scoring.scorer(qnets, device=self.device, precision=self.precision),
+        score = scoring.scorer(qnets, device=self.device, precision=self.precision)
+        way = self._way(reader, qnets, brought is not None)
+        if way == "exhaustive":
+            return exhaustive(score, reader.vectors, len(qnets), self.num_results, allowed=allowed)
+        device = scoring.resolve_device(self.device)
+        if way == "graph":
+            return graph_search(
+                score,
+                reader.vectors,
+                self._graph(reader).edges_data,
+                self._entries(reader, brought, number_of(self.initial_candidates, reader.doc_count), fill=self.fill),
+                len(qnets),
+                self.num_results,
+                device=device,
+                n_candidates=self.n_candidates,
+                max_iter=self.max_iter,
+                early_stop=self.early_stop,
+                reading=self.reading,
+                allowed=allowed,
+            )
+        few = 256 if qnets.query_vectors is not None else 2 * reader.vec_size
+        graph = self._open("any graph", (identity(reader.path), self.graph_k), lambda: find_graph(reader, self.graph_k))
+        return surrogate_search(
+            score,
             reader.vectors,
+            self._entries(reader, brought, few if self.n_seeds is None else self.n_seeds, fill=True),
             len(qnets),
             self.num_results,
-            allowed=_allowed(reader, batch, everyone),
-            progress=progress,
+            device=device,
+            start=qnets.query_vectors,
+            rounds=self.rounds,
+            per_round=self.per_round,
+            ridge=self.ridge,
+            neighbours=None if graph is None else graph.edges_data,
+            n_candidates=self.n_candidates,
+            max_iter=self.max_iter,
+            allowed=allowed,
         )
+
+    def _way(self, reader: Reader, qnets: QNets, begun: bool) -> str:
+        """Which search it is, where that is left open or the other has nothing to leave out."""
+        count, way = reader.doc_count, self._search
+        if way == "graph" and not begun and self.entry_points is None:
+            if number_of(self.initial_candidates, count) == count:
+                logger.info("search='graph': initial_candidates are all %d documents, so all are evaluated", count)
+                return "exhaustive"
+        if way != "auto":
+            return way
+        small = SMALL * (50 if scoring.resolve_device(self.device).type == "cuda" else 1)
+        reasons = {
+            "documents to begin with were given": begun and "surrogate",
+            "queries are vectors, so that scoring all is one matrix product": qnets.spec.is_linear and "exhaustive",
+            f"of {small} documents and fewer all are evaluated": count <= small and "exhaustive",
+            "results are wanted for a tenth of the collection or more": 10 * self.num_results >= count and "exhaustive",
+            "the collection is large": "surrogate",
+        }
+        reason, chosen = next((reason, str(chosen)) for reason, chosen in reasons.items() if chosen)
+        logger.info("search='auto' is %s for %d documents: %s", chosen, count, reason)
+        return chosen
+
+    def _graph(self, reader: Reader) -> NeighbourGraph:
+        return self._open("graph", (identity(reader.path), self.graph_k), lambda: open_graph(reader, self.graph_k))
+
+    def _entries(
+        self, reader: Reader, brought: list[list[str]] | None, number: int, *, fill: bool
+    ) -> np.ndarray | list[np.ndarray]:
+        """docids to begin with: those brought, or the option's, or random ones."""
+        if brought is None and self.entry_points is not None:
+            return reader.docnos.known(list(self.entry_points))
+        random = entry_points(reader.doc_count, number, self.seed)
+        if brought is None:
+            return random
+        own = [reader.docnos.known(docnos) for docnos in brought]
+        return [np.union1d(ids, random) for ids in own] if fill else own
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
         """The same retriever with at most k results, where that is fewer (``retriever % k``)."""
@@ -199,9 +356,16 @@ def _same_path(index: Any, other: Any) -> bool:
     return os.path.abspath(path_of(index) or "") == os.path.abspath(path_of(other) or "")
 
 
-def _counter(progress: Any, n_queries: int) -> Callable[[int], object]:
-    """What counts a batch's documents, each once for every query."""
-    return lambda n_docs: progress.update(n_docs * n_queries)
+def _topics_of(inp: pd.DataFrame) -> tuple[pd.DataFrame, list[list[str]] | None]:
+    """The topics of a frame, one row each, and the docnos that it brings for each."""
+    if "docno" not in inp.columns:
+        return inp.reset_index(drop=True), None
+    frame = inp.reset_index(drop=True)
+    groups = groups_of(frame) if len(frame) else []
+    docnos = docnos_of(frame)
+    columns = [*pt.model.query_columns(frame)] + [column for column in (FILTER_COLUMN,) if column in frame.columns]
+    topics = frame[columns].iloc[[rows[0] for rows in groups]].reset_index(drop=True)
+    return topics, [docnos[rows].tolist() for rows in groups]
 
 
 def _known(reader: Reader, docnos: Collection[str]) -> np.ndarray:
@@ -222,24 +386,26 @@ def _allowed(reader: Reader, batch: pd.DataFrame, everyone: np.ndarray | None) -
     return [everyone if ids is None else np.intersect1d(ids, everyone, assume_unique=True) for ids in own]
 
 
-def _ranked(
-    topics: pd.DataFrame, docids: list[np.ndarray], scores: list[np.ndarray], docnos: list[np.ndarray]
-) -> pd.DataFrame:
-    """The result frame: the topics' columns, repeated, and the documents'."""
-    counts = [len(ids) for ids in docids] or [0] * len(topics)
+def _ranked(topics: pd.DataFrame, results: Results, docnos: list[np.ndarray], stats: dict[str, Any]) -> pd.DataFrame:
+    """The result frame: the topics' columns, repeated, and the documents'; ``stats`` has columns and what they are empty."""
+    counts = [len(ids) for ids in results.docids] or [0] * len(topics)
 
     def joined(parts: list[np.ndarray], dtype: Any) -> np.ndarray:
         return np.concatenate([np.empty(0, dtype), *parts]).astype(dtype)
 
     own = [c for c in topics.columns if c not in ("docno", "docid", "score", "rank")]
-    return (
+    found = (
         topics[own]
         .iloc[np.repeat(np.arange(len(topics)), counts)]
         .reset_index(drop=True)
         .assign(
             docno=pd.Series(joined(docnos, object), dtype=str),
-            docid=joined(docids, np.int64),
-            score=joined(scores, np.float32),
+            docid=joined(results.docids, np.int64),
+            score=joined(results.scores, np.float32),
             rank=joined([np.arange(n) for n in counts], np.int64),
         )
     )
+    for name, default in stats.items():
+        values = results.stats.get(name, np.full(len(counts), default))
+        found[name] = np.repeat(values, counts).astype(type(default))
+    return found

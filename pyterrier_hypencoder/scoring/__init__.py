@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -14,11 +14,24 @@ from .reference import Reference
 
 __all__ = ["BACKENDS", "PRECISIONS", "Backend", "Score", "resolve", "resolve_device", "scorer"]
 
-Score = Callable[[Tensor], Tensor]
-"""Scores documents (N, D) with the q-nets of Q queries, giving float32 (Q, N) on the back-end's device."""
-
 PRECISIONS = ("auto", "fp32", "bf16")
 ENVIRONMENT = "HYPENCODER_BACKEND"
+
+
+class Score(Protocol):
+    """Evaluates the q-nets of Q queries; scores are float32 and on the back-end's device."""
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Scores (Q, N) of documents (N, D) that the queries share."""
+        ...
+
+    def each(self, vectors: Tensor, counts: Sequence[int]) -> Tensor:
+        """Scores (M,) of documents (M, D) of the queries' own: those of the first one come first, ``counts`` of each."""
+        ...
+
+    def select(self, queries: Sequence[int]) -> Score:
+        """What evaluates the q-nets of some of the queries."""
+        ...
 
 
 class Backend(Protocol):

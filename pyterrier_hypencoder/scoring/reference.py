@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..qnet import QNets, QNetSpec
 
@@ -28,21 +29,57 @@ class Reference:
         """Everything, in fp32 and bf16."""
         return precision in _DTYPES
 
-    def scorer(self, qnets: QNets, device: torch.device, precision: str) -> Callable[[Tensor], Tensor]:
+    def scorer(self, qnets: QNets, device: torch.device, precision: str) -> ReferenceScore:
         """See :class:`pyterrier_hypencoder.scoring.Backend`."""
-        dtype = _DTYPES[precision]
-        nets = qnets.to(device, dtype)
-        if nets.spec.is_linear:  # one matrix product for all queries
-            return lambda vectors: nets.score(vectors.to(device, dtype)).float()
-        single = [nets.select(slice(q, q + 1)) for q in range(len(nets))]
+        return ReferenceScore(qnets.to(device, _DTYPES[precision]))
 
-        @torch.inference_mode()
-        def score(vectors: Tensor) -> Tensor:
-            scores = torch.empty(len(single), len(vectors), device=device)
-            for start in range(0, len(vectors), _BLOCK[device.type]):
-                block = vectors[start : start + _BLOCK[device.type]].to(device, dtype)
-                for q, net in enumerate(single):
-                    scores[q, start : start + len(block)] = net.score(block)[0]
-            return scores
 
-        return score
+class ReferenceScore:
+    """Scores documents with q-nets that are where, and in the dtype in which, they are evaluated.
+
+    Args:
+        qnets: the q-nets of Q queries.
+    """
+
+    def __init__(self, qnets: QNets) -> None:
+        self._nets = qnets
+        self._single = [qnets.select(slice(q, q + 1)) for q in range(len(qnets))]
+        self._block = _BLOCK[qnets.device.type]
+
+    @torch.inference_mode()
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """See :class:`pyterrier_hypencoder.scoring.Score`."""
+        if self._nets.spec.is_linear:  # one matrix product for all queries
+            return self._nets.score(self._moved(vectors)).float()
+        scores = torch.empty(len(self._single), len(vectors), device=self._nets.device)
+        for start in range(0, len(vectors), self._block):
+            block = self._moved(vectors[start : start + self._block])
+            for q, net in enumerate(self._single):
+                scores[q, start : start + len(block)] = net.score(block)[0]
+        return scores
+
+    @torch.inference_mode()
+    def each(self, vectors: Tensor, counts: Sequence[int]) -> Tensor:
+        """See :class:`pyterrier_hypencoder.scoring.Score`."""
+        parts = self._moved(vectors).split(list(counts))
+        if self._nets.device.type == "cpu":
+            blocks = [
+                net.score(block)[0]
+                for net, part in zip(self._single, parts, strict=True)
+                for block in part.split(self._block)
+                if len(block)
+            ]
+            return torch.cat([vectors.new_empty(0, dtype=torch.float32), *(block.float() for block in blocks)])
+        # Many small products would leave a GPU idle: the queries' documents go through side by side.
+        padded = pad_sequence(list(parts), batch_first=True)
+        width = max(1, 4 * self._block // max(1, len(parts)))
+        blocks = [self._nets.score(block).float() for block in padded.split(width, dim=1)]
+        real = torch.arange(padded.shape[1], device=padded.device) < torch.as_tensor(counts, device=padded.device).unsqueeze(1)
+        return torch.cat(blocks, dim=1)[real]
+
+    def select(self, queries: Sequence[int]) -> ReferenceScore:
+        """See :class:`pyterrier_hypencoder.scoring.Score`."""
+        return ReferenceScore(self._nets.select(queries))
+
+    def _moved(self, vectors: Tensor) -> Tensor:
+        return vectors.to(self._nets.device, self._nets.dtype)

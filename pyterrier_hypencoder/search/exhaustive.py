@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .documents import Rows
 from .results import Results, top_k
 
 _CHUNK_BYTES = 64 * 2**20
@@ -16,7 +17,7 @@ _CHUNK_BYTES = 64 * 2**20
 
 def exhaustive(
     score: Callable[[Tensor], Tensor],
-    vectors: np.ndarray,
+    vectors: Rows,
     n_queries: int,
     k: int,
     *,
@@ -45,7 +46,7 @@ def exhaustive(
         stop = min(start + step, total)
         ids = np.arange(start, stop) if docids is None else docids[start:stop]
         chunk = vectors[start:stop] if docids is None else vectors[ids]
-        scores = score(torch.from_numpy(np.array(chunk, dtype=np.float32)))
+        scores = score(chunk if isinstance(chunk, Tensor) else torch.from_numpy(np.array(chunk, dtype=np.float32)))
         if mask is not None:
             scores = mask.hide(scores, ids)
         found = scores, torch.from_numpy(ids).to(scores.device).expand(n_queries, -1)
@@ -54,7 +55,10 @@ def exhaustive(
         best = top_k(*joined, k)
         if progress is not None:
             progress(stop - start)
-    return _results(best, n_queries)
+    if best is None:
+        best = torch.empty(n_queries, 0), torch.empty(n_queries, 0, dtype=torch.long)
+    scored = torch.full((n_queries,), total)
+    return Results.of(*best, n_scored=scored, n_rounds=torch.ones_like(scored))
 
 
 class _Allowed:
@@ -74,14 +78,3 @@ class _Allowed:
             if allowed is not None:
                 hidden[q] = ~np.isin(ids, allowed, assume_unique=True)
         return scores.masked_fill(torch.from_numpy(hidden).to(scores.device), -torch.inf)
-
-
-def _results(best: tuple[Tensor, Tensor] | None, n_queries: int) -> Results:
-    if best is None:
-        return Results([np.empty(0, np.int64)] * n_queries, [np.empty(0, np.float32)] * n_queries)
-    scores, docids = best[0].float().cpu().numpy(), best[1].cpu().numpy()
-    kept = scores > -np.inf
-    return Results(
-        [row[keep] for row, keep in zip(docids, kept, strict=True)],
-        [row[keep] for row, keep in zip(scores, kept, strict=True)],
-    )

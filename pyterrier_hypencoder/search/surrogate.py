@@ -1,0 +1,283 @@
+"""Surrogate search: a linear function of the vector, fitted to the scores seen so far, says what to evaluate next.
+
+Not in the paper. A round fits the function by weighted ridge regression to the ranks of all documents evaluated, takes the
+documents that it likes best and that were not evaluated yet (maximum inner product over the collection), and evaluates
+them. The **yield** of a round is the share of its documents in the best :data:`TOP` so far: the search ends when it is small,
+and where it stays large the q-net is too far from linear for this search.
+
+Where one linear function is not enough after two rounds, as for a need that is one of several things, each round fits
+several, each to the neighbourhood of some of the best documents.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .documents import Documents, Rows, Score, take
+from .exhaustive import exhaustive
+from .graph import walk
+from .results import Results, by_docid
+
+logger = logging.getLogger(__name__)
+
+TOP = 100
+SETTLED = 0.02
+"""The yield below which the best documents are taken to be found."""
+FAILED = 0.05
+"""The yield above which, in round :data:`GUARDED`, a q-net is taken to be too far from linear."""
+GUARDED = 4
+_WHOLE_ROUNDS = 2  # with one function for all documents
+_PARTS = 4  # functions of each later round
+_SHARPNESS = 20.0  # of the neighbourhoods, by cosine
+_CHUNK_BYTES = 64 * 2**20  # vectors that are in memory at a time, in float32
+
+
+class Scan(Protocol):
+    """Maximum inner product over the collection."""
+
+    def __call__(self, queries: Tensor, k: int, met: Tensor) -> tuple[Tensor, Tensor]:
+        """The best documents of linear functions.
+
+        Args:
+            queries: (Q, D).
+            k: documents per query.
+            met: (Q, N), documents that are left out.
+
+        Returns:
+            Inner products (-inf where there was no other document) and docids, (Q, k).
+        """
+        ...
+
+
+def exact_scan(vectors: Rows) -> Scan:
+    """A scan that is a matrix product over all vectors (N, D), in blocks."""
+    step = max(1, _CHUNK_BYTES // (4 * vectors.shape[1]))
+
+    def scan(queries: Tensor, k: int, met: Tensor) -> tuple[Tensor, Tensor]:
+        parts: list[tuple[Tensor, Tensor]] = []
+        for start in range(0, len(vectors), step):
+            block = vectors[start : start + step]
+            block = block if isinstance(block, Tensor) else torch.from_numpy(block)
+            products = queries @ block.to(queries.device, queries.dtype).T
+            products = products.masked_fill_(met[:, start : start + step], -torch.inf)
+            values, places = products.topk(min(k, products.shape[1]), dim=1, sorted=False)
+            parts.append((values, places + start))
+        values, docids = (torch.cat(found, dim=1) for found in zip(*parts, strict=True))
+        best = values.topk(min(k, values.shape[1]), dim=1, sorted=False)
+        return best.values, docids.gather(1, best.indices)
+
+    return scan
+
+
+def surrogate_search(
+    score: Score,
+    vectors: Rows,
+    seeds: np.ndarray | Sequence[np.ndarray],
+    n_queries: int,
+    k: int,
+    *,
+    scan: Scan | None = None,
+    device: torch.device | None = None,
+    start: Tensor | None = None,
+    rounds: int = 8,
+    per_round: int = 500,
+    ridge: float = 0.05,
+    neighbours: Rows | None = None,
+    n_candidates: int = 64,
+    max_iter: int = 16,
+    allowed: Sequence[np.ndarray | None] | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Results:
+    """Surrogate search for a batch of queries, which share each scan.
+
+    Args:
+        score: evaluates the q-nets of Q queries.
+        vectors: (N, D), usually a memory map.
+        seeds: docids that are evaluated first, which queries share, or an array for each query.
+        n_queries: Q.
+        k: results per query. When a query's best documents have settled, a last round evaluates the next k.
+        scan: finds what a linear function likes best; None for the exact one.
+        device: where scores are computed; None for the CPU.
+        start: (Q, D), the first round's linear functions, where something better than a fit to the seeds is known.
+        rounds: at most, until the yield falls below :data:`SETTLED`.
+        per_round: documents that a round evaluates.
+        ridge: see :func:`fit`.
+        neighbours: (N, g): where the yield is above :data:`FAILED` in round :data:`GUARDED`, the query goes on as a walk over
+            this graph from the best documents found. None: such a query is searched exhaustively.
+        n_candidates: of that walk; see :func:`pyterrier_hypencoder.search.graph.graph_search`.
+        max_iter: of that walk.
+        allowed: for every query the docids that may be returned, or None for all; rounds take no others.
+        progress: called with the number of queries done.
+
+    Returns:
+        The results, with ``last_yield`` and ``fell_back`` (whether the query went on in another way) among the statistics.
+    """
+    device = device or torch.device("cpu")
+    documents = Documents(score, vectors, n_queries, device, allowed)
+    pool = _Pool(documents, exact_scan(vectors) if scan is None else scan, seeds, ridge)
+    for number in range(rounds):
+        going = (~pool.failed & (pool.last_yield >= SETTLED)).nonzero()[:, 0]
+        if not len(going):
+            break
+        if start is not None and number == 0:
+            functions = [start[going].to(device)]
+        else:
+            functions = pool.fit(going, parts=number >= _WHOLE_ROUNDS)
+        pool.grow(going, functions, per_round)
+        if number + 1 >= min(GUARDED, rounds):
+            pool.failed |= pool.last_yield > FAILED
+    spread = pool.n_rounds > 1 + _WHOLE_ROUNDS
+    for parts in (False, True):
+        rest = (~pool.failed & (spread == parts)).nonzero()[:, 0]
+        if len(rest):
+            pool.grow(rest, pool.fit(rest, parts=parts), k, settled=True)
+    results = pool.results(k)
+    if bool(pool.failed.any()):
+        queries = pool.failed.nonzero()[:, 0].tolist()
+        logger.info("surrogate search: %d of %d q-nets are too far from linear for it", len(queries), n_queries)
+        if neighbours is None:
+            limits = None if allowed is None else [allowed[q] for q in queries]
+            results = results.extended(queries, exhaustive(score.select(queries), vectors, len(queries), k, allowed=limits))
+        else:
+            documents.n_scored.zero_()  # of the walk alone, as that of any other search
+            begin = pool.scores.masked_fill(~pool.failed.unsqueeze(1), -torch.inf), pool.docids
+            walked = walk(documents, neighbours, *by_docid(*begin), k, n_candidates=n_candidates, max_iter=max_iter)
+            results = results.extended(queries, walked.select(queries))
+    if progress is not None:
+        progress(n_queries)
+    return results
+
+
+class _Pool:
+    """The documents evaluated so far: scores (Q, n), -inf where a query has fewer, docids (Q, n) and vectors (Q, n, D)."""
+
+    def __init__(self, documents: Documents, scan: Scan, seeds: np.ndarray | Sequence[np.ndarray], ridge: float) -> None:
+        self.documents = documents
+        self.scan = scan
+        self.ridge = ridge
+        self.scores, self.docids = documents.enter(seeds)
+        self.vectors = self._take(self.docids)
+        if documents.hidden is not None:
+            documents.met |= documents.hidden
+        self.last_yield = torch.ones(len(self.scores), device=documents.device)
+        self.n_rounds = torch.ones(len(self.scores), dtype=torch.long, device=documents.device)
+        self.failed = torch.zeros(len(self.scores), dtype=torch.bool, device=documents.device)
+
+    def fit(self, queries: Tensor, *, parts: bool) -> list[Tensor]:
+        """The linear functions of some queries: one for all documents, or one for each of a few parts; each (q, D)."""
+        vectors, scores = self.vectors, self.scores
+        if len(queries) < len(scores):
+            vectors, scores = vectors[queries], scores[queries]
+        return _fit_parts(vectors, scores, self.ridge) if parts else [fit(vectors, scores, self.ridge)]
+
+    def grow(self, queries: Tensor, functions: Sequence[Tensor], number: int, *, settled: bool = False) -> None:
+        """Evaluates what the functions like best of what some queries have not met.
+
+        Args:
+            queries: (q,).
+            functions: each (q, D).
+            number: documents per query.
+            settled: whether the yield is left as it was.
+        """
+        documents, found = self.documents, []
+        for function in functions:
+            met = documents.met if len(queries) == len(documents.met) else documents.met[queries]
+            values, docids = self.scan(function, -(-number // len(functions)), met)
+            new = values > -torch.inf
+            found.append(documents.meet(queries.unsqueeze(1).expand_as(docids)[new], docids[new]))
+        owners, docids = (torch.cat(part) for part in zip(*found, strict=True))
+        order = (owners * len(documents) + docids).argsort()
+        scores, docids = documents.evaluate(owners[order], docids[order])
+        if not settled:
+            self.last_yield[queries] = self._yield_of(scores, docids)[queries]
+        self.n_rounds[queries] += 1
+        self.scores, self.docids = torch.cat([self.scores, scores], 1), torch.cat([self.docids, docids], 1)
+        self.vectors = torch.cat([self.vectors, self._take(docids)], 1)
+
+    def results(self, k: int) -> Results:
+        """The best documents of all that were evaluated."""
+        scores, docids = by_docid(self.documents.returnable(self.scores, self.docids), self.docids)
+        return Results.of(
+            scores[:, :k],
+            docids[:, :k],
+            n_scored=self.documents.n_scored,
+            n_rounds=self.n_rounds,
+            last_yield=self.last_yield,
+            fell_back=self.failed,
+        )
+
+    def _yield_of(self, scores: Tensor, docids: Tensor) -> Tensor:
+        """The share of a round's documents in the best ones so far, (Q,)."""
+        before = self.documents.returnable(self.scores, self.docids)
+        joined = torch.cat([before, self.documents.returnable(scores, docids)], dim=1)
+        best = joined.topk(min(TOP, joined.shape[1]), dim=1)
+        real = best.values > -torch.inf
+        return ((best.indices >= before.shape[1]) & real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
+
+    def _take(self, docids: Tensor) -> Tensor:
+        return take(self.documents.vectors, docids).to(self.documents.device, torch.float32)
+
+
+def _fit_parts(vectors: Tensor, scores: Tensor, ridge: float) -> list[Tensor]:
+    """A linear function for the neighbourhood of each of a few of the best documents, far from one another."""
+    directions = F.normalize(vectors, dim=-1)
+    best = scores.topk(min(TOP, scores.shape[1]), dim=1).indices
+    leaders = directions.gather(1, best.unsqueeze(-1).expand(-1, -1, vectors.shape[-1]))  # (Q, TOP, D)
+    centres = leaders[:, :1]
+    for _ in range(_PARTS - 1):
+        farthest = (leaders @ centres.transpose(1, 2)).amax(dim=2).argmin(dim=1)
+        centres = torch.cat([centres, leaders[torch.arange(len(leaders)), farthest].unsqueeze(1)], dim=1)
+    for _ in range(3):  # k-means
+        nearest = F.one_hot((leaders @ centres.transpose(1, 2)).argmax(dim=2), _PARTS).to(leaders.dtype)
+        centres = F.normalize(nearest.transpose(1, 2) @ leaders + 1e-6 * centres, dim=-1)
+    share = (_SHARPNESS * directions @ centres.transpose(1, 2)).softmax(dim=2)
+    return [fit(vectors, scores, ridge, share[:, :, part]) for part in range(_PARTS)]
+
+
+def _yield(documents: Documents, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> Tensor:
+    """The share of a round's documents in the best ones so far, (Q,)."""
+    before, after = documents.returnable(*old), documents.returnable(*new)
+    joined = torch.cat([before, after], dim=1)
+    best = joined.topk(min(TOP, joined.shape[1]), dim=1)
+    real = best.values > -torch.inf
+    return ((best.indices >= before.shape[1]) & real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
+
+
+def fit(vectors: Tensor, scores: Tensor, ridge: float, emphasis: Tensor | None = None) -> Tensor:
+    """The linear functions of the vectors that rank best as the scores do.
+
+    Least squares over normal scores of the ranks, which any monotone bend of the q-net leaves as they are, with weights that
+    fall with the rank.
+
+    Args:
+        vectors: (Q, n, D), of the documents evaluated.
+        scores: (Q, n); -inf where there is none.
+        ridge: as a part of the mean variance of a dimension.
+        emphasis: (Q, n), factors of the weights.
+
+    Returns:
+        (Q, D).
+    """
+    real = scores > -torch.inf
+    counts = real.sum(dim=1, keepdim=True).clamp(min=1)
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    ranks = torch.empty_like(order).scatter_(1, order, torch.arange(scores.shape[1], device=scores.device).expand_as(order))
+    target = -torch.special.ndtri(((ranks + 0.5) / counts).clamp(max=1 - 1e-6))
+    weight = torch.exp(-4 * ranks / counts) * real
+    weight = weight if emphasis is None else weight * emphasis
+    weight = weight / weight.sum(dim=1, keepdim=True).clamp(min=1e-12)
+    target = (target - (weight * target).sum(dim=1, keepdim=True)).masked_fill(~real, 0.0)
+    centre = torch.einsum("qn,qnd->qd", weight, vectors).unsqueeze(1)
+    rows = (vectors - centre) * weight.sqrt().unsqueeze(-1)
+    gram = rows.transpose(1, 2) @ rows
+    moment = torch.einsum("qnd,qn->qd", rows, weight.sqrt() * target)
+    variance = gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp(min=1e-12)
+    gram.diagonal(dim1=1, dim2=2).add_(ridge * variance.unsqueeze(1))
+    return torch.cholesky_solve(moment.unsqueeze(-1), torch.linalg.cholesky(gram)).squeeze(-1)
