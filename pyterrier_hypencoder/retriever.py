@@ -342,8 +342,12 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
         return [np.union1d(ids, random) for ids in own] if fill else own
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
-        """The same retriever with at most k results, where that is fewer (``retriever % k``)."""
-        if not 0 < k < self.num_results:
+        """The same retriever with at most k results, where that is fewer (``retriever % k``).
+
+        Only where all documents are evaluated: other searches look at more of them the more results are wanted, so that
+        their first k are not those of a search for k.
+        """
+        if not 0 < k < self.num_results or self._search != "exhaustive":
             return None
         return pt.inspect.transformer_apply_attributes(self, num_results=k)
 

@@ -95,13 +95,13 @@ class Documents:
             docids: (M,).
 
         Returns:
-            Scores and docids, (Q, n) with n the most that a query has; -inf where a query has fewer.
+            Scores and docids, (Q, n) with n the most that a query has, at least 1; -inf where a query has fewer.
         """
         counts = torch.bincount(queries, minlength=len(self.met))
         self.n_scored += counts
         first = counts.cumsum(0) - counts
         place = queries, torch.arange(len(queries), device=self.device) - first[queries]
-        width = int(counts.max())
+        width = max(1, int(counts.max()))
         scores = torch.full((len(self.met), width), -torch.inf, device=self.device)
         rows = torch.zeros(len(self.met), width, dtype=torch.long, device=self.device)
         scores[place] = self._score.each(take(self.vectors, docids), counts.tolist()).to(self.device)

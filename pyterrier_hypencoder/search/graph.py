@@ -189,14 +189,16 @@ def walk(
     for remaining in reversed(range(max_iter)):
         walking &= (scores > -torch.inf).any(dim=1)
         n_rounds += walking
-        ranked, ranked_ids = top_k(scores, docids, max(n_candidates, k) if reading == "released" else n_candidates)
-        offered = documents.returnable(ranked, ranked_ids)
+        width = max(n_candidates, k) if reading == "released" else n_candidates
+        ranked, ranked_ids = top_k(scores, docids, width)
+        offered, offered_ids = ranked, ranked_ids
+        if documents.hidden is not None:
+            offered, offered_ids = top_k(documents.returnable(scores, docids), docids, width)
         worst = best[0][:, -1]
         # What is in already comes first: of equal scores it stays.
-        best = by_docid(*top_k(torch.cat([best[0], offered], 1), torch.cat([best[1], ranked_ids], 1), k))
+        best = by_docid(*top_k(torch.cat([best[0], offered], 1), torch.cat([best[1], offered_ids], 1), k))
         if early_stop:
-            leader = ranked[:, 0] if documents.hidden is None else offered.amax(dim=1)
-            walking &= leader > worst if reading == "released" else leader >= worst
+            walking &= offered[:, 0] > worst if reading == "released" else offered[:, 0] >= worst
         if not remaining or not bool(walking.any()):
             break
         found = (ranked[:, :n_candidates] > -torch.inf) & walking.unsqueeze(1)

@@ -12,6 +12,7 @@ several, each to the neighbourhood of some of the best documents.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -36,7 +37,8 @@ GUARDED = 4
 _WHOLE_ROUNDS = 2  # with one function for all documents
 _PARTS = 4  # functions of each later round
 _SHARPNESS = 20.0  # of the neighbourhoods, by cosine
-_CHUNK_BYTES = 64 * 2**20  # vectors that are in memory at a time, in float32
+_PRODUCTS = 2**25  # inner products in memory at a time
+_BLOCK_BYTES = 4 * 2**20  # vectors converted to float32 at a time, which stay in the cache
 
 
 class Scan(Protocol):
@@ -57,16 +59,17 @@ class Scan(Protocol):
 
 
 def exact_scan(vectors: Rows) -> Scan:
-    """A scan that is a matrix product over all vectors (N, D), in blocks."""
-    step = max(1, _CHUNK_BYTES // (4 * vectors.shape[1]))
+    """A scan that is a matrix product over all vectors (N, D), in the precision in which they are stored or a better one."""
+    with warnings.catch_warnings():  # of a read-only memory map, which nothing here writes to
+        warnings.simplefilter("ignore")
+        rows = vectors if isinstance(vectors, Tensor) else torch.from_numpy(vectors)
 
     def scan(queries: Tensor, k: int, met: Tensor) -> tuple[Tensor, Tensor]:
+        step = max(1, _PRODUCTS // len(queries))
         parts: list[tuple[Tensor, Tensor]] = []
-        for start in range(0, len(vectors), step):
-            block = vectors[start : start + step]
-            block = block if isinstance(block, Tensor) else torch.from_numpy(block)
-            products = queries @ block.to(queries.device, queries.dtype).T
-            products = products.masked_fill_(met[:, start : start + step], -torch.inf)
+        for start in range(0, len(rows), step):
+            products = _products(queries, rows[start : start + step])
+            products.masked_fill_(met[:, start : start + step], -torch.inf)
             values, places = products.topk(min(k, products.shape[1]), dim=1, sorted=False)
             parts.append((values, places + start))
         values, docids = (torch.cat(found, dim=1) for found in zip(*parts, strict=True))
@@ -74,6 +77,19 @@ def exact_scan(vectors: Rows) -> Scan:
         return best.values, docids.gather(1, best.indices)
 
     return scan
+
+
+def _products(queries: Tensor, rows: Tensor) -> Tensor:
+    """Inner products (Q, n), float32."""
+    if rows.device.type != "cpu" or (len(queries) == 1 and rows.dtype == torch.float16):
+        # One query is bound by memory: its product in half precision reads half as much and converts nothing.
+        scale = queries.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
+        return ((queries / scale).to(rows.dtype) @ rows.T).float() * scale
+    products = torch.empty(len(queries), len(rows))
+    step = max(1, _BLOCK_BYTES // (4 * rows.shape[1]))
+    for start in range(0, len(rows), step):
+        torch.mm(queries, rows[start : start + step].float().T, out=products[:, start : start + step])
+    return products
 
 
 def surrogate_search(
@@ -133,11 +149,7 @@ def surrogate_search(
         pool.grow(going, functions, per_round)
         if number + 1 >= min(GUARDED, rounds):
             pool.failed |= pool.last_yield > FAILED
-    spread = pool.n_rounds > 1 + _WHOLE_ROUNDS
-    for parts in (False, True):
-        rest = (~pool.failed & (spread == parts)).nonzero()[:, 0]
-        if len(rest):
-            pool.grow(rest, pool.fit(rest, parts=parts), k, settled=True)
+    pool.finish(k)
     results = pool.results(k)
     if bool(pool.failed.any()):
         queries = pool.failed.nonzero()[:, 0].tolist()
@@ -177,15 +189,28 @@ class _Pool:
             vectors, scores = vectors[queries], scores[queries]
         return _fit_parts(vectors, scores, self.ridge) if parts else [fit(vectors, scores, self.ridge)]
 
-    def grow(self, queries: Tensor, functions: Sequence[Tensor], number: int, *, settled: bool = False) -> None:
-        """Evaluates what the functions like best of what some queries have not met.
+    def grow(self, queries: Tensor, functions: Sequence[Tensor], number: int) -> None:
+        """A round of some queries: evaluates what their functions like best of what they have not met.
 
         Args:
             queries: (q,).
             functions: each (q, D).
             number: documents per query.
-            settled: whether the yield is left as it was.
         """
+        scores, docids = self._evaluate(queries, functions, number)
+        self.last_yield[queries] = self._yield_of(scores, docids)[queries]
+        self._add(scores, docids)
+        self.vectors = torch.cat([self.vectors, self._take(docids)], 1)
+
+    def finish(self, number: int) -> None:
+        """The last round of the queries that have not failed, which fills their results."""
+        spread = self.n_rounds > 1 + _WHOLE_ROUNDS
+        groups = [((~self.failed & (spread == parts)).nonzero()[:, 0], parts) for parts in (False, True)]
+        functions = [(queries, self.fit(queries, parts=parts)) for queries, parts in groups if len(queries)]
+        for queries, liked in functions:
+            self._add(*self._evaluate(queries, liked, number))
+
+    def _evaluate(self, queries: Tensor, functions: Sequence[Tensor], number: int) -> tuple[Tensor, Tensor]:
         documents, found = self.documents, []
         for function in functions:
             met = documents.met if len(queries) == len(documents.met) else documents.met[queries]
@@ -194,12 +219,11 @@ class _Pool:
             found.append(documents.meet(queries.unsqueeze(1).expand_as(docids)[new], docids[new]))
         owners, docids = (torch.cat(part) for part in zip(*found, strict=True))
         order = (owners * len(documents) + docids).argsort()
-        scores, docids = documents.evaluate(owners[order], docids[order])
-        if not settled:
-            self.last_yield[queries] = self._yield_of(scores, docids)[queries]
         self.n_rounds[queries] += 1
+        return documents.evaluate(owners[order], docids[order])
+
+    def _add(self, scores: Tensor, docids: Tensor) -> None:
         self.scores, self.docids = torch.cat([self.scores, scores], 1), torch.cat([self.docids, docids], 1)
-        self.vectors = torch.cat([self.vectors, self._take(docids)], 1)
 
     def results(self, k: int) -> Results:
         """The best documents of all that were evaluated."""
