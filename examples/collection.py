@@ -11,6 +11,7 @@ from typing import Any
 import apidocs
 import pandas as pd
 import pyterrier as pt
+import wordnet
 
 TEXT_FIELDS = ("title", "text", "abstract", "body")
 
@@ -35,7 +36,7 @@ def open_collection(name: str, split: str | None = None) -> Collection:
     """Opens a collection.
 
     Args:
-        name: ``apidocs``, ``irds:...`` or a folder with docs.jsonl[.gz], topics.tsv and qrels.txt.
+        name: ``apidocs``, ``irds:...``, a folder with docs.jsonl[.gz], topics.tsv and qrels.txt, or WordNet's folder.
         split: of a folder, other topics than its test topics: ``train`` reads topics.train.tsv and qrels.train.txt.
     """
     if name == "apidocs":
@@ -45,6 +46,8 @@ def open_collection(name: str, split: str | None = None) -> Collection:
         dataset = pt.get_dataset(name)
         return Collection(name, dataset.get_corpus_iter, _topics_of(dataset), dataset.get_qrels())
     folder, dot = Path(name), f".{split}" if split else ""
+    if wordnet.is_wordnet(folder):
+        return Collection("WordNet", lambda: wordnet.documents(folder), *wordnet.topics(folder))
     files = [file for file in ("docs.jsonl.gz", "docs.jsonl") if (folder / file).is_file()]
     if not files:
         raise SystemExit(f"--dataset: expected apidocs, irds:NAME or a folder with docs.jsonl[.gz], found {name!r}")

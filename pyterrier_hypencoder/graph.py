@@ -6,10 +6,7 @@ what index it belongs to.
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ import pyterrier as pt
 from .frames import check_choice, check_positive
 from .scoring import resolve_device
 from .staging import EDGE, EDGES_FILE, WEIGHT, WEIGHTS_FILE, Staging, staging_path
-from .storage import DOCNOS_FILE, META_FILE, Reader, read_meta
+from .storage import META_FILE, Reader, read_meta, state_of
 
 BUILDERS = ("auto", "exact", "hnsw", "nn_descent")
 MOST = 10_000
@@ -199,7 +196,7 @@ def build(
         "distance": "l2",
         "builder": finder.builder,
         "options": finder.options,
-        "index": _state(reader),
+        "index": state_of(reader),
     }
     with Staging(path, facts) as staging:
         _fill(staging, finder, reader.doc_count, max(1, min(batch_size, 2**22 // k)), path.name if verbose else None)
@@ -248,25 +245,6 @@ def find_graph(reader: Reader, k: int, builder: str = "auto") -> NeighbourGraph 
     return None
 
 
-def _state(reader: Reader) -> dict[str, Any]:
-    """What tells an index from another one, or from an older state of itself."""
-    digest = blake2b(digest_size=16)
-    for file in (reader.path / f"vecs.{reader.meta['dtype']}", reader.path / DOCNOS_FILE):
-        for piece in _pieces(file):
-            digest.update(piece)
-    return {key: reader.meta[key] for key in ("doc_count", "vec_size", "dtype")} | {"fingerprint": digest.hexdigest()}
-
-
-def _pieces(file: Path, number: int = 1024, size: int = 16 * 1024) -> Iterator[bytes]:
-    """A file's bytes: all of them up to 16 MiB, of larger ones so much in pieces from everywhere."""
-    with open(file, "rb") as data:
-        total = os.fstat(data.fileno()).st_size
-        starts = range(0, total, size) if total <= number * size else np.linspace(0, total - size, number, dtype=int).tolist()
-        for start in starts:
-            data.seek(start)
-            yield data.read(size)
-
-
 def _checked_meta(path: Path, reader: Reader) -> dict[str, Any]:
     if not path.is_dir():
         raise FileNotFoundError(
@@ -283,7 +261,7 @@ def _checked_meta(path: Path, reader: Reader) -> dict[str, Any]:
         )
     if not isinstance(meta.get("k"), int) or meta["k"] < 1:
         raise ValueError(f"expected k (above 0) in {path / META_FILE}, found {meta.get('k')!r}; {again}")
-    state, found = _state(reader), meta.get("index")
+    state, found = state_of(reader), meta.get("index")
     if (meta.get("doc_count"), found) != (reader.doc_count, state):
         raise ValueError(
             f"expected the graph {path} to be of this index, {state}, found it to be of {found or 'an unknown one'}: of "

@@ -4,6 +4,8 @@ Example::
 
     from pyterrier_hypencoder.measures import NumScored
     pt.Experiment([index.retriever(search="surrogate", return_stats=True)], topics, qrels, [nDCG @ 10, NumScored])
+
+A system without these columns, such as BM25, has NaN there; ``validate="ignore"`` keeps PyTerrier from warning of it.
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ import pandas as pd
 
 
 def _first_of(column: str) -> Any:
-    """The value that a query's rows share."""
+    """The value that a query's rows share; NaN where a system does not say."""
 
     def value(qrels: pd.DataFrame, run: pd.DataFrame) -> float:
-        return float(run[column].iloc[0]) if len(run) else 0.0
+        return float(run[column].iloc[0]) if len(run) and column in run else float("nan")
 
     return value
 

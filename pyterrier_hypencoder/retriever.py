@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyterrier as pt
+import torch
 
 from . import scoring
 from .encoder import Encoder
 from .frames import check_choice, check_positive, docnos_of, groups_of, is_missing
-from .graph import NeighbourGraph, find_graph, open_graph
+from .graph import NeighbourGraph, open_graph
+from .inner_product import InnerProductIndex
 from .qnet import QNets
 from .scorer import OnIndex, path_of
 from .search.exhaustive import exhaustive
 from .search.graph import READINGS, SEED, entry_points, graph_search, number_of
 from .search.results import Results
-from .search.surrogate import surrogate_search
+from .search.surrogate import Scan, surrogate_search
 from .storage import Reader, identity
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,8 @@ FEW_SEEDS = 16
 """Documents that a surrogate is fitted to at least."""
 SMALL = 20_000
 """Documents up to which ``search="auto"`` evaluates all; on a GPU, fifty times as many."""
+SCANNED = 2_000_000
+"""Documents up to which surrogate search scans all vectors on a CPU; above, it has an inner-product index built."""
 _NO_STATS = {"n_scored": 0, "n_rounds": 0}
 _SURROGATE_STATS = {"last_yield": np.nan, "fell_back": False}
 
@@ -100,9 +104,11 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
         rounds: rounds of ``surrogate`` at most; it stops when the best documents have settled.
         per_round: documents that such a round evaluates.
         ridge: of the linear functions' fit, as a part of the vectors' mean variance.
+        fallback: what ``surrogate`` does for a q-net that turns out too far from linear: ``exhaustive``, or ``graph``, a walk
+            over the graph from the best documents found, which costs less and may miss some.
         return_stats: whether to add what the search cost: ``n_scored`` (documents evaluated) and ``n_rounds``, and for
             ``surrogate`` and ``auto`` also ``last_yield`` (see :mod:`pyterrier_hypencoder.search.surrogate`) and ``fell_back``
-            (whether the q-net was too far from linear, and the graph was walked or all documents evaluated in its stead).
+            (whether the q-net was too far from linear).
             :mod:`pyterrier_hypencoder.measures` makes measures of them.
         verbose: whether to show progress.
     """
@@ -136,6 +142,7 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
         rounds: int = 8,
         per_round: int = 500,
         ridge: float = 0.05,
+        fallback: str = "exhaustive",
         return_stats: bool = False,
         verbose: bool = False,
     ) -> None:
@@ -161,6 +168,7 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
         self.rounds = rounds
         self.per_round = per_round
         self.ridge = ridge
+        self.fallback = fallback
         self.return_stats = return_stats
         self.verbose = verbose
 
@@ -245,6 +253,7 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
         check_choice("search", self._search, SEARCHES)
         check_choice("precision", self.precision, scoring.PRECISIONS)
         check_choice("reading", self.reading, READINGS)
+        check_choice("fallback", self.fallback, ("exhaustive", "graph"))
         for name in ("num_results", "batch_size", "n_candidates", "max_iter", "graph_k", "rounds", "per_round"):
             check_positive(name, getattr(self, name))
         number = self.initial_candidates
@@ -287,19 +296,19 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
                 allowed=allowed,
             )
         few = 256 if qnets.query_vectors is not None else 2 * reader.vec_size
-        graph = self._open("any graph", (identity(reader.path), self.graph_k), lambda: find_graph(reader, self.graph_k))
         return surrogate_search(
             score,
             reader.vectors,
             self._entries(reader, brought, few if self.n_seeds is None else self.n_seeds, fill=True),
             len(qnets),
             self.num_results,
+            scan=self._scan(reader, device),
             device=device,
             start=qnets.query_vectors,
             rounds=self.rounds,
             per_round=self.per_round,
             ridge=self.ridge,
-            neighbours=None if graph is None else graph.edges_data,
+            neighbours=self._graph(reader).edges_data if self.fallback == "graph" else None,
             n_candidates=self.n_candidates,
             max_iter=self.max_iter,
             allowed=allowed,
@@ -325,6 +334,12 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
         reason, chosen = next((reason, str(chosen)) for reason, chosen in reasons.items() if chosen)
         logger.info("search='auto' is %s for %d documents: %s", chosen, count, reason)
         return chosen
+
+    def _scan(self, reader: Reader, device: torch.device) -> Scan | None:
+        """Where a matrix product over all vectors takes too long, an index of FAISS; None for the product."""
+        if reader.doc_count <= SCANNED or device.type != "cpu":
+            return None
+        return self._open("scan", identity(reader.path), lambda: InnerProductIndex(reader, verbose=self.verbose))
 
     def _graph(self, reader: Reader) -> NeighbourGraph:
         return self._open("graph", (identity(reader.path), self.graph_k), lambda: open_graph(reader, self.graph_k))

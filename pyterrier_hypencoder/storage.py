@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -287,6 +288,25 @@ class Reader:
         _check_size(vecs_file, self.doc_count * self.vec_size * dtype.itemsize, self.meta)
         self.vectors = np.memmap(vecs_file, dtype=dtype, mode="r", shape=(self.doc_count, self.vec_size))
         self.docnos = Docnos(path / DOCNOS_FILE, self.doc_count)
+
+
+def state_of(reader: Reader) -> dict[str, Any]:
+    """What tells an index from another one, or from an older state of itself."""
+    digest = blake2b(digest_size=16)
+    for file in (reader.path / f"vecs.{reader.meta['dtype']}", reader.path / DOCNOS_FILE):
+        for piece in _pieces(file):
+            digest.update(piece)
+    return {key: reader.meta[key] for key in ("doc_count", "vec_size", "dtype")} | {"fingerprint": digest.hexdigest()}
+
+
+def _pieces(file: Path, number: int = 1024, size: int = 16 * 1024) -> Iterator[bytes]:
+    """A file's bytes: all of them up to 16 MiB, of larger ones so much in pieces from everywhere."""
+    with open(file, "rb") as data:
+        total = os.fstat(data.fileno()).st_size
+        starts = range(0, total, size) if total <= number * size else np.linspace(0, total - size, number, dtype=int).tolist()
+        for start in starts:
+            data.seek(start)
+            yield data.read(size)
 
 
 def identity(path: Path) -> tuple[str, int, int]:

@@ -143,6 +143,7 @@ def test_documents_that_may_be_returned(graphed, model, topics, way):
         ("rounds", 0),
         ("per_round", 0),
         ("ridge", 0.0),
+        ("fallback", "hope"),
         ("ridge", float("nan")),
         ("entry_points", []),
         ("entry_points", "d001"),

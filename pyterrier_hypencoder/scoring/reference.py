@@ -49,11 +49,12 @@ class ReferenceScore:
     @torch.inference_mode()
     def __call__(self, vectors: Tensor) -> Tensor:
         """See :class:`pyterrier_hypencoder.scoring.Score`."""
-        if self._nets.spec.is_linear:  # one matrix product for all queries
-            return self._nets.score(self._moved(vectors)).float()
         scores = torch.empty(len(self._single), len(vectors), device=self._nets.device)
         for start in range(0, len(vectors), self._block):
             block = self._moved(vectors[start : start + self._block])
+            if self._nets.spec.is_linear:  # one matrix product for all queries
+                scores[:, start : start + len(block)] = self._nets.score(block)
+                continue
             for q, net in enumerate(self._single):
                 scores[q, start : start + len(block)] = net.score(block)[0]
         return scores

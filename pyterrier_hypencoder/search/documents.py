@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -27,6 +28,15 @@ class Score(Protocol):
     def select(self, queries: Sequence[int]) -> Score:
         """What evaluates the q-nets of some of the queries."""
         ...
+
+
+def as_tensor(rows: Rows) -> Tensor:
+    """Rows as a tensor that shares their memory; those of a read-only memory map must not be written to."""
+    if isinstance(rows, Tensor):
+        return rows
+    with warnings.catch_warnings():  # of just that
+        warnings.simplefilter("ignore")
+        return torch.from_numpy(rows)
 
 
 def take(rows: Rows, docids: Tensor) -> Tensor:

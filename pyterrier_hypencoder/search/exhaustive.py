@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .documents import Rows
+from .documents import Rows, as_tensor
 from .results import Results, top_k
 
 _CHUNK_BYTES = 64 * 2**20
@@ -40,13 +40,13 @@ def exhaustive(
     mask = _Allowed(allowed) if allowed is not None and any(a is not None for a in allowed) else None
     docids = mask.candidates if mask is not None else None  # None: all
     total = len(vectors) if docids is None else len(docids)
+    vectors = as_tensor(vectors)
     step = max(1, _CHUNK_BYTES // (4 * vectors.shape[1]))
     best: tuple[Tensor, Tensor] | None = None
     for start in range(0, total, step):
         stop = min(start + step, total)
         ids = np.arange(start, stop) if docids is None else docids[start:stop]
-        chunk = vectors[start:stop] if docids is None else vectors[ids]
-        scores = score(chunk if isinstance(chunk, Tensor) else torch.from_numpy(np.array(chunk, dtype=np.float32)))
+        scores = score(vectors[start:stop] if docids is None else vectors[torch.from_numpy(ids)])
         if mask is not None:
             scores = mask.hide(scores, ids)
         found = scores, torch.from_numpy(ids).to(scores.device).expand(n_queries, -1)

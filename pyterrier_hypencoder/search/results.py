@@ -33,7 +33,7 @@ class Results:
         return cls(
             [row[keep] for row, keep in zip(ids, kept, strict=True)],
             [row[keep] for row, keep in zip(values, kept, strict=True)],
-            {name: np.array(values.cpu()) for name, values in stats.items()},
+            {name: values.cpu().numpy().copy() for name, values in stats.items()},
         )
 
     def then(self, others: Results) -> Results:

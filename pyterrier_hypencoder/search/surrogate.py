@@ -12,7 +12,6 @@ several, each to the neighbourhood of some of the best documents.
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -21,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .documents import Documents, Rows, Score, take
+from .documents import Documents, Rows, Score, as_tensor, take
 from .exhaustive import exhaustive
 from .graph import walk
 from .results import Results, by_docid
@@ -60,9 +59,7 @@ class Scan(Protocol):
 
 def exact_scan(vectors: Rows) -> Scan:
     """A scan that is a matrix product over all vectors (N, D), in the precision in which they are stored or a better one."""
-    with warnings.catch_warnings():  # of a read-only memory map, which nothing here writes to
-        warnings.simplefilter("ignore")
-        rows = vectors if isinstance(vectors, Tensor) else torch.from_numpy(vectors)
+    rows = as_tensor(vectors)
 
     def scan(queries: Tensor, k: int, met: Tensor) -> tuple[Tensor, Tensor]:
         step = max(1, _PRODUCTS // len(queries))
@@ -118,15 +115,15 @@ def surrogate_search(
         vectors: (N, D), usually a memory map.
         seeds: docids that are evaluated first, which queries share, or an array for each query.
         n_queries: Q.
-        k: results per query. When a query's best documents have settled, a last round evaluates the next k.
+        k: results per query. Where that is more than :data:`TOP`, a last round evaluates k documents more.
         scan: finds what a linear function likes best; None for the exact one.
         device: where scores are computed; None for the CPU.
         start: (Q, D), the first round's linear functions, where something better than a fit to the seeds is known.
         rounds: at most, until the yield falls below :data:`SETTLED`.
         per_round: documents that a round evaluates.
         ridge: see :func:`fit`.
-        neighbours: (N, g): where the yield is above :data:`FAILED` in round :data:`GUARDED`, the query goes on as a walk over
-            this graph from the best documents found. None: such a query is searched exhaustively.
+        neighbours: (N, g): where the yield is above :data:`FAILED` in round :data:`GUARDED` or later, the query goes on as
+            a walk over this graph from the best documents found. None: such a query is searched exhaustively.
         n_candidates: of that walk; see :func:`pyterrier_hypencoder.search.graph.graph_search`.
         max_iter: of that walk.
         allowed: for every query the docids that may be returned, or None for all; rounds take no others.
@@ -147,9 +144,10 @@ def surrogate_search(
         else:
             functions = pool.fit(going, parts=number >= _WHOLE_ROUNDS)
         pool.grow(going, functions, per_round)
-        if number + 1 >= min(GUARDED, rounds):
+        if number + 1 >= GUARDED:
             pool.failed |= pool.last_yield > FAILED
-    pool.finish(k)
+    if k > TOP:  # whose best documents have settled
+        pool.finish(k)
     results = pool.results(k)
     if bool(pool.failed.any()):
         queries = pool.failed.nonzero()[:, 0].tolist()
