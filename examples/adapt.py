@@ -38,11 +38,12 @@ class Recipe:
 
     Attributes:
         hidden: widths of the q-nets' hidden layers.
-        backbone_layers: layers of the query encoder that are trained, the last ones.
+        backbone_layers: layers of the query encoder that are trained, the last ones; 0 leaves it as it is, and a linear map
+            of its vectors is trained in its place.
         batch_size: queries in a step; the documents of the others are the negatives.
         max_steps: optimiser steps.
         every: steps between validations.
-        learning_rate: of the query encoder's layers.
+        learning_rate: of the query encoder's layers, or of that linear map.
         head_learning_rate: of the hyper-head; see ``HypencoderTrainer``.
         warmup_steps: of the linear schedule.
         dropout: of the q-nets' hidden layers.
@@ -153,20 +154,23 @@ def train(
     (folder / "recipe.json").write_text(stated)
     hyper = kind == "hypencoder"
     options = {"do_dropout": recipe.dropout > 0, "dropout_prob": recipe.dropout} if hyper else {}
-    start = checkpoint.from_dense(MINILM, hidden=recipe.hidden if hyper else None, seed=seed, **options)
+    frozen = recipe.backbone_layers == 0
+    start = checkpoint.from_dense(
+        MINILM, hidden=recipe.hidden if hyper else None, query_projection=frozen, seed=seed, **options
+    )
     tokenizer = hub.load_tokenizer(MINILM, None)
     trainer = HypencoderTrainer(
         start,
         folder,
         tokenizer=tokenizer,
         losses=recipe.losses,
-        train="queries",
-        backbone_layers=recipe.backbone_layers,
+        train="head" if frozen else "queries",
+        backbone_layers=None if frozen else recipe.backbone_layers,
         scale=1.0 if hyper else 20.0,  # which a Hypencoder's inner product has by itself
         batch_size=recipe.batch_size,
         max_steps=recipe.max_steps,
         learning_rate=recipe.learning_rate,
-        head_learning_rate=recipe.head_learning_rate if hyper else None,
+        head_learning_rate=recipe.head_learning_rate,
         warmup_steps=recipe.warmup_steps,
         lr_scheduler_type="linear",
         verbose=True,
@@ -226,11 +230,6 @@ def _between(trained: Path, share: float, folder: Path) -> Path:
             qnet["skip_gate"] = qnet.get("skip_gate", 1.0) * share
         checkpoint.save(model, folder, tokenizer=hub.load_tokenizer(MINILM, None), weights=weights)
     return folder
-
-
-def best_mean(found: Mapping[str, Mapping[str, float]]) -> str:
-    """The share whose mean on the dev topics is best."""
-    return max(found, key=lambda share: found[share]["mean"])
 
 
 def without_network(model: Path, folder: Path) -> Hypencoder:

@@ -91,16 +91,11 @@ class BiEncoder(Encoder):
                 f"expected a bi-encoder in {self.name_or_path!r}, found a {config.architecture}; load it with "
                 f"Hypencoder({self.name_or_path!r})"
             )
-        sides = [
-            TextEncoder(
-                side.transformer,
-                self.pooling or side.pooling,
-                normalize=side.normalize if self.normalize is None else self.normalize,
-            )
-            for side in (model.query_encoder, model.passage_encoder)
-        ]
+        for side in (model.query_encoder, model.passage_encoder):
+            side.pooling = self.pooling or side.pooling
+            side.normalize = side.normalize if self.normalize is None else self.normalize
         backbone = config.query_encoder_kwargs.get("model_name_or_path", "")
-        return sides[0], sides[1], hub.load_tokenizer(self.name_or_path, self.revision, backbone)
+        return model.query_encoder, model.passage_encoder, hub.load_tokenizer(self.name_or_path, self.revision, backbone)
 
     def _use_bf16(self, side: str) -> bool:
         auto = self.dtype == "auto" and side == "document" and _has_native_bf16(self._loaded().device)

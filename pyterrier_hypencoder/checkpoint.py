@@ -115,6 +115,7 @@ def from_dense(
     revision: str | None = None,
     pooling: str | None = None,
     normalize: bool | None = None,
+    query_projection: bool = False,
     seed: int = 0,
     **qnet: Any,
 ) -> HypencoderDualEncoder:
@@ -130,6 +131,8 @@ def from_dense(
         revision: branch, tag or commit on the hub.
         pooling: None reads it from the sentence-transformers files.
         normalize: None reads it from the same files.
+        query_projection: whether query vectors p become p + W p + b, a linear map that is zero before it is trained. With
+            ``train="head"`` it lets either kind of model learn with its transformers frozen.
         seed: of the hyper-head's random weights.
         **qnet: other options of :class:`pyterrier_hypencoder.QNetSpec`. ``skip_scale`` is 20 where vectors have length 1, as
             cross-entropy over bare cosines is nearly flat, and else 1; ``normalize_input`` is True, and ``do_residual`` False
@@ -143,6 +146,7 @@ def from_dense(
     pooling, normalize = settings.pooling, settings.normalize
     transformer = load_transformer(name_or_path, revision)
     query = _dense_query(name_or_path, transformer, hidden, pooling, normalize, qnet)
+    query |= {"query_projection": True} if query_projection else {}
     config = DualEncoderConfig(
         "TextDualEncoder" if hidden is None else "HypencoderDualEncoder",
         query_encoder_kwargs=query,

@@ -108,6 +108,24 @@ def pool(hidden: Tensor, mask: Tensor, pooling: str, *, pads_in_mean: bool = Fal
     raise ValueError(f"pooling: expected one of {POOLINGS}, found {pooling!r}")
 
 
+def linear_map(width: int) -> nn.Linear:
+    """A linear map that an encoder adds to its vectors, W in p + W p + b; it is zero before it is trained.
+
+    It lets the queries of a dense model learn while its transformer, and every index that it made, stay as they are. Not in
+    the paper.
+    """
+    projection = nn.Linear(width, width)
+    nn.init.zeros_(projection.weight)
+    nn.init.zeros_(projection.bias)
+    return projection
+
+
+def _finish(vectors: Tensor, normalize: bool, projection: nn.Linear | None) -> Tensor:
+    """What follows pooling: length 1, then the linear map."""
+    vectors = F.normalize(vectors, dim=-1) if normalize else vectors
+    return vectors if projection is None else vectors + projection(vectors)
+
+
 class TextEncoder(nn.Module):
     """A transformer that turns a text into one vector (documents; both sides of a bi-encoder).
 
@@ -116,12 +134,19 @@ class TextEncoder(nn.Module):
         pooling: see :func:`pool`.
         normalize: whether vectors are scaled to length 1.
         pads_in_mean: see :func:`pool`.
+        projection: see :func:`linear_map`.
     """
 
     transformer: Any
 
     def __init__(
-        self, transformer: nn.Module, pooling: str = "cls", *, normalize: bool = False, pads_in_mean: bool = False
+        self,
+        transformer: nn.Module,
+        pooling: str = "cls",
+        *,
+        normalize: bool = False,
+        pads_in_mean: bool = False,
+        projection: nn.Linear | None = None,
     ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
@@ -130,12 +155,13 @@ class TextEncoder(nn.Module):
         self.pooling = pooling
         self.normalize = normalize
         self.pads_in_mean = pads_in_mean
+        self.projection = projection
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Encodes tokens (B, T) to vectors (B, D); token types are never given, as in the released code."""
         hidden = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         vectors = pool(hidden, attention_mask, self.pooling, pads_in_mean=self.pads_in_mean).float()
-        return F.normalize(vectors, dim=-1) if self.normalize else vectors
+        return _finish(vectors, self.normalize, self.projection)
 
 
 class HyperEncoder(nn.Module):
@@ -154,6 +180,7 @@ class HyperEncoder(nn.Module):
         normalize: whether that vector is scaled to length 1.
         head_start: ``released`` or ``dense``.
         pads_in_mean: see :func:`pool`.
+        projection: of the vector of :meth:`embedding`; see :func:`linear_map`.
     """
 
     transformer: Any
@@ -172,6 +199,7 @@ class HyperEncoder(nn.Module):
         normalize: bool = False,
         head_start: str = "released",
         pads_in_mean: bool = False,
+        projection: nn.Linear | None = None,
     ) -> None:
         super().__init__()
         if head_start not in HEAD_STARTS:
@@ -187,6 +215,7 @@ class HyperEncoder(nn.Module):
         self.normalize = normalize
         self.head_start = head_start
         self.pads_in_mean = pads_in_mean
+        self.projection = projection
         self.transformer = transformer
         self.spec = spec
         shapes, sizes = spec.weight_shapes, spec.bias_sizes
@@ -239,7 +268,7 @@ class HyperEncoder(nn.Module):
         if self.embedding_representation is None:
             raise ValueError("embedding_representation: expected 'cls' or 'mean' in query_encoder_kwargs, found none")
         vectors = pool(hidden, mask, self.embedding_representation, pads_in_mean=self.pads_in_mean).float()
-        return F.normalize(vectors, dim=-1) if self.normalize else vectors
+        return _finish(vectors, self.normalize, self.projection)
 
     def qnets(self, hidden: Tensor, mask: Tensor) -> QNets:
         """The q-nets of queries from their tokens' vectors.
@@ -319,7 +348,12 @@ class HypencoderDualEncoder(nn.Module):
             normalize=self.config.normalize,
             head_start=kwargs.get("head_start", "released"),
             pads_in_mean=pads_in_mean,
+            projection=self._projection(transformer),
         )
+
+    def _projection(self, transformer: Any) -> nn.Linear | None:
+        wanted = self.config.query_encoder_kwargs.get("query_projection", False)
+        return linear_map(transformer.config.hidden_size) if wanted else None
 
 
 class TextDualEncoder(HypencoderDualEncoder):
@@ -327,7 +361,13 @@ class TextDualEncoder(HypencoderDualEncoder):
 
     def _query_encoder(self, transformer: Any, pads_in_mean: bool) -> nn.Module:
         pooling = self.config.query_encoder_kwargs.get("pooling_type") or "cls"
-        return TextEncoder(transformer, pooling, normalize=self.config.normalize, pads_in_mean=pads_in_mean)
+        return TextEncoder(
+            transformer,
+            pooling,
+            normalize=self.config.normalize,
+            pads_in_mean=pads_in_mean,
+            projection=self._projection(transformer),
+        )
 
 
 ARCHITECTURES: dict[str, type[HypencoderDualEncoder]] = {

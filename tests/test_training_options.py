@@ -157,9 +157,10 @@ def test_rates_by_fan_in_are_what_the_optimiser_steps_by(start, rows_file, tmp_p
     assert moved["passage_encoder.transformer.encoder.layer.0.attention.self.query.weight"] == pytest.approx(1e-4, rel=1e-2)
 
 
+@pytest.mark.parametrize("query_projection", [False, True])
 @pytest.mark.parametrize("hidden", [None, [16], [24, 24]])
-def test_training_from_a_dense_model_begins_at_its_ranking(minilm, docs, topics, hidden, tmp_path):
-    start = checkpoint.from_dense(minilm.name_or_path, hidden=hidden)
+def test_training_from_a_dense_model_begins_at_its_ranking(minilm, docs, topics, hidden, query_projection, tmp_path):
+    start = checkpoint.from_dense(minilm.name_or_path, hidden=hidden, query_projection=query_projection)
     checkpoint.save(start, tmp_path / "start", tokenizer=hub.load_tokenizer(minilm.name_or_path, None))
     options = {"device": "cpu", "dtype": "fp32", "doc_max_length": 64}
     model = (BiEncoder if hidden is None else Hypencoder)(tmp_path / "start", **options)
@@ -169,6 +170,28 @@ def test_training_from_a_dense_model_begins_at_its_ranking(minilm, docs, topics,
     found = model.encode_queries(queries).score(torch.tensor(model.encode_docs(texts)))
     torch.testing.assert_close(found, expected * (1 if hidden is None else 20), rtol=1e-5, atol=1e-5)
     assert model.fingerprint == dense.fingerprint
+
+
+@pytest.mark.parametrize("hidden", [None, [16]])
+def test_a_linear_map_of_query_vectors_learns_while_the_backbone_stays(minilm, rows_file, hidden, tmp_path):
+    start = checkpoint.from_dense(minilm.name_or_path, hidden=hidden, query_projection=True)
+    tokenizer = hub.load_tokenizer(minilm.name_or_path, None)
+    checkpoint.save(start, tmp_path / "start", tokenizer=tokenizer)
+    kind = BiEncoder if hidden is None else Hypencoder
+    options = {"max_steps": 1, "losses": ["cross_entropy_first_items"], "train": "head", "scale": 20 if hidden is None else 1}
+    options |= {"learning_rate": 1e-3, "head_learning_rate": 0.384}
+    _, folder = trained(kind(tmp_path / "start", device="cpu"), tmp_path / "out", rows_of(rows_file), **options)
+    before, after = weights_of(tmp_path / "start"), weights_of(folder)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {"query_encoder.projection.weight", "query_encoder.projection.bias"} <= changed
+    assert not [name for name in changed if ".transformer." in name or name.startswith("passage")]
+    assert after["query_encoder.projection.weight"].abs().max() == pytest.approx(1e-3, rel=1e-2)  # its rate is the backbone's
+    queries = ["planets", "the law of the sea"]
+    found, base = kind(folder, device="cpu").encode_queries(queries), minilm.encode_queries(queries).flatten()
+    vectors = found.flatten() if hidden is None else found.query_vectors
+    expected = base + base @ after["query_encoder.projection.weight"].T + after["query_encoder.projection.bias"]
+    torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-5)
+    assert kind(folder, device="cpu").fingerprint == minilm.fingerprint
 
 
 def test_training_a_plain_dense_model_trains_a_bi_encoder(minilm, rows_file, tmp_path):

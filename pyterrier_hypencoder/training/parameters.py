@@ -12,7 +12,7 @@ from ..frames import check_choice, check_positive
 from ..model import HypencoderDualEncoder
 
 TRAINED = ("all", "queries", "head")
-_BACKBONE = ".transformer."
+_ENCODERS = (".transformer.", "_encoder.projection.")  # what makes vectors
 
 
 def choose(
@@ -22,7 +22,8 @@ def choose(
 
     Args:
         encoder: the dual encoder, changed in place.
-        train: ``all``; ``queries`` (documents frozen); ``head`` (only the hyper-head).
+        train: ``all``; ``queries`` (documents frozen); ``head`` (only the hyper-head, and the linear map of
+            query vectors where there is one; see :func:`pyterrier_hypencoder.model.linear_map`).
         backbone_layers: how many of the last layers of a trained backbone are trained; None for all, and the embeddings.
         lora: options of ``peft.LoraConfig``: a trained backbone then learns through adapters alone.
 
@@ -52,7 +53,10 @@ def choose(
         if isinstance(pooler, nn.Module):
             pooler.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in encoder.parameters()):
-        raise ValueError(f"train={train!r}: expected something to train, found nothing; a bi-encoder has no head")
+        raise ValueError(
+            f"train={train!r}: expected something to train, found nothing; a bi-encoder has no head, "
+            "unless it was made with query_projection=True"
+        )
 
 
 def _keep_last(transformer: Any, number: int) -> None:
@@ -126,7 +130,7 @@ def groups(network: nn.Module, learning_rate: float, head_learning_rate: float, 
 
     Args:
         network: what is trained.
-        learning_rate: of backbones.
+        learning_rate: of backbones, and of the linear map of their query vectors.
         head_learning_rate: of the hyper-head, by which a step changes what its layers give.
         weight_decay: of matrices.
     """
@@ -134,7 +138,7 @@ def groups(network: nn.Module, learning_rate: float, head_learning_rate: float, 
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             fan_in = parameter.shape[-1] if parameter.ndim > 1 else 1
-            by_fan_in.setdefault(None if _BACKBONE in name else fan_in, []).append(parameter)
+            by_fan_in.setdefault(None if any(part in name for part in _ENCODERS) else fan_in, []).append(parameter)
     rates = {fan_in: learning_rate if fan_in is None else head_learning_rate / fan_in for fan_in in by_fan_in}
     decay = {fan_in: 0.0 if fan_in == 1 else weight_decay for fan_in in by_fan_in}
     return [{"params": by_fan_in[key], "lr": rates[key], "weight_decay": decay[key]} for key in by_fan_in]
