@@ -207,10 +207,10 @@ class Bench:
     def surrogate_settings(self) -> list[dict[str, Any]]:
         """Each option around the retriever's values, which come first."""
         few = 256 if self.qnets.query_vectors is not None else 2 * self.index.vec_size  # the retriever's, for None
-        base = {"n_seeds": DEFAULTS.n_seeds or few, "per_round": DEFAULTS.per_round, "rounds": DEFAULTS.rounds}
+        base = {"n_seeds": DEFAULTS.n_seeds or few, "per_round": max(250, self.k // 2), "rounds": DEFAULTS.rounds}
         settings: list[dict[str, Any]] = [base, base | {"fallback": "graph"}]
         settings += [base | {"n_seeds": n} for n in (64, 256, 1024) if n < len(self.index)]
-        settings += [base | {"per_round": n} for n in (100, 250, 1000)]
+        settings += [base | {"per_round": n} for n in (100, 250, 500, 1000)]
         settings += [base | {"rounds": n} for n in (1, 2, 3, 4, 16)]
         return self._distinct(settings)
 

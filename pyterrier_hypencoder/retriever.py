@@ -102,7 +102,7 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
         n_seeds: documents that ``surrogate`` evaluates first, drawn at random; None for twice as many as dimensions, or 256
             where q-nets have a query vector to begin with.
         rounds: rounds of ``surrogate`` at most; it stops when the best documents have settled.
-        per_round: documents that such a round evaluates.
+        per_round: documents that such a round evaluates; None for half of ``num_results``, and at least 250.
         ridge: of the linear functions' fit, as a part of the vectors' mean variance.
         fallback: what ``surrogate`` does for a q-net that turns out too far from linear: ``exhaustive``, or ``graph``, a walk
             over the graph from the best documents found, which costs less and may miss some.
@@ -140,7 +140,7 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
         seed: int = SEED,
         n_seeds: int | None = None,
         rounds: int = 8,
-        per_round: int = 500,
+        per_round: int | None = None,
         ridge: float = 0.05,
         fallback: str = "exhaustive",
         return_stats: bool = False,
@@ -254,13 +254,15 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
         check_choice("precision", self.precision, scoring.PRECISIONS)
         check_choice("reading", self.reading, READINGS)
         check_choice("fallback", self.fallback, ("exhaustive", "graph"))
-        for name in ("num_results", "batch_size", "n_candidates", "max_iter", "graph_k", "rounds", "per_round"):
+        for name in ("num_results", "batch_size", "n_candidates", "max_iter", "graph_k", "rounds"):
             check_positive(name, getattr(self, name))
         number = self.initial_candidates
         if isinstance(number, bool) or not (0 < number <= 1 if isinstance(number, float) else number > 0):
             raise ValueError(f"initial_candidates: expected a number above 0, or a fraction from 0 to 1, found {number!r}")
         if self.n_seeds is not None and self.n_seeds < FEW_SEEDS:
             raise ValueError(f"n_seeds: expected at least {FEW_SEEDS} documents to fit a surrogate to, found {self.n_seeds!r}")
+        if self.per_round is not None:
+            check_positive("per_round", self.per_round)
         if not 1e-4 <= self.ridge < np.inf:
             raise ValueError(f"ridge: expected a number from 0.0001, found {self.ridge!r}")
         if self.entry_points is not None and (isinstance(self.entry_points, str) or not len(self.entry_points)):
@@ -306,7 +308,7 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
             device=device,
             start=qnets.query_vectors,
             rounds=self.rounds,
-            per_round=self.per_round,
+            per_round=max(250, self.num_results // 2) if self.per_round is None else self.per_round,
             ridge=self.ridge,
             neighbours=self._graph(reader).edges_data if self.fallback == "graph" else None,
             n_candidates=self.n_candidates,
