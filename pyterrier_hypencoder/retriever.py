@@ -97,7 +97,7 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
             released code) or ``paper`` (the best n_candidates).
         graph_k: neighbours of each document in ``graph``; the index must have a graph with as many.
         entry_points: docnos of the entry points of ``graph`` and ``surrogate``, for all queries, in place of random ones.
-        fill: whether random entry points are added to the documents of a frame; ``surrogate`` always adds them.
+        fill: whether random entry points are added to those that are given; ``surrogate`` always adds them.
         seed: of random entry points; 43 draws those of the released code.
         n_seeds: documents that ``surrogate`` evaluates first, drawn at random; None for twice as many as dimensions, or 256
             where q-nets have a query vector to begin with.
@@ -222,8 +222,11 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
                 for start in range(0, len(topics), self.batch_size):
                     batch = topics.iloc[start : start + self.batch_size]
                     own = None if brought is None else brought[start : start + self.batch_size]
-                    results = results.then(self._search_batch(reader, batch, _allowed(reader, batch, everyone), own))
-                    progress.update(len(batch))
+                    allowed = _allowed(reader, batch, everyone)
+                    tried = _counter(progress, len(batch) / reader.doc_count)
+                    found = self._search_batch(reader, batch, allowed, own, tried)
+                    results = results.then(found)
+                    progress.update(start + len(batch) - progress.n)
         docnos = [self._reader().docnos.at(ids) for ids in results.docids]
         return _ranked(topics, results, docnos, self._stats_wanted())
 
@@ -275,12 +278,13 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
         batch: pd.DataFrame,
         allowed: list[np.ndarray | None],
         brought: list[list[str]] | None,
+        progress: Callable[[int], object],
     ) -> Results:
         qnets = self._fitting_qnets(batch)
         score = scoring.scorer(qnets, device=self.device, precision=self.precision)
         way = self._way(reader, qnets, brought is not None)
         if way == "exhaustive":
-            return exhaustive(score, reader.vectors, len(qnets), self.num_results, allowed=allowed)
+            return exhaustive(score, reader.vectors, len(qnets), self.num_results, allowed=allowed, progress=progress)
         device = scoring.resolve_device(self.device)
         if way == "graph":
             return graph_search(
@@ -350,11 +354,12 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
         self, reader: Reader, brought: list[list[str]] | None, number: int, *, fill: bool
     ) -> np.ndarray | list[np.ndarray]:
         """docids to begin with: those brought, or the option's, or random ones."""
-        if brought is None and self.entry_points is not None:
-            return reader.docnos.known(list(self.entry_points))
         random = entry_points(reader.doc_count, number, self.seed)
-        if brought is None:
+        if brought is None and self.entry_points is None:
             return random
+        if brought is None:
+            ids = reader.docnos.known(list(self.entry_points or []))
+            return np.union1d(ids, random) if fill else ids
         own = [reader.docnos.known(docnos) for docnos in brought]
         return [np.union1d(ids, random) for ids in own] if fill else own
 
@@ -375,6 +380,11 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
 
 def _same_path(index: Any, other: Any) -> bool:
     return os.path.abspath(path_of(index) or "") == os.path.abspath(path_of(other) or "")
+
+
+def _counter(progress: Any, share: float) -> Callable[[int], object]:
+    """What counts documents that all queries of a batch were tried on, as a share of those queries."""
+    return lambda n_docs: progress.update(n_docs * share)
 
 
 def _topics_of(inp: pd.DataFrame) -> tuple[pd.DataFrame, list[list[str]] | None]:

@@ -108,6 +108,10 @@ def test_entry_points_by_name(graph, topics):
     graph.entry_points = ["d003", "d050"]
     graph.max_iter, graph.num_results = 1, 120
     assert all(sorted(run) == ["d003", "d050"] for run in runs(graph(topics)).values())
+    graph.fill = True
+    assert all(len(run) > 2 and {"d003", "d050"} <= set(run) for run in runs(graph(topics)).values())
+    graph.fill, graph.search, graph.n_seeds = False, "surrogate", 16
+    assert all(len(run) >= 16 for run in runs(graph(topics)).values())
     graph.entry_points = ["d003", "nonesuch"]
     with pytest.raises(ValueError, match="nonesuch"):
         graph(topics)

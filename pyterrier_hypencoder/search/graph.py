@@ -119,7 +119,6 @@ def graph_search(
     early_stop: bool = True,
     reading: str = "released",
     allowed: Sequence[np.ndarray | None] | None = None,
-    progress: Callable[[int], object] | None = None,
 ) -> Results:
     """Algorithm 1 for a batch of queries, whose rounds go in lockstep.
 
@@ -136,7 +135,6 @@ def graph_search(
         early_stop: whether a query stops when a round brings nothing.
         reading: see :data:`READINGS`.
         allowed: for every query the docids that may be returned, or None for all; the walk goes over the others too.
-        progress: called with the number of queries done.
 
     Returns:
         The results.
@@ -151,7 +149,6 @@ def graph_search(
         max_iter=max_iter,
         early_stop=early_stop,
         reading=reading,
-        progress=progress,
     )
 
 
@@ -166,7 +163,6 @@ def walk(
     max_iter: int,
     early_stop: bool = True,
     reading: str = "released",
-    progress: Callable[[int], object] | None = None,
 ) -> Results:
     """The rounds of Algorithm 1 from documents that were scored; see :func:`graph_search`.
 
@@ -180,7 +176,6 @@ def walk(
         max_iter: see :func:`graph_search`.
         early_stop: see :func:`graph_search`.
         reading: see :data:`READINGS`.
-        progress: called with the number of queries done.
     """
     n_queries, device = len(scores), documents.device
     best = torch.full((n_queries, k), -torch.inf, device=device), torch.zeros(n_queries, k, dtype=torch.long, device=device)
@@ -206,8 +201,6 @@ def walk(
         reached = take(neighbours, ranked_ids[:, :n_candidates][found]).to(device, torch.long)
         new = documents.meet(queries.repeat_interleave(reached.shape[1]), reached.flatten())
         scores, docids = documents.evaluate(*new)
-    if progress is not None:
-        progress(n_queries)
     return Results.of(*best, n_scored=documents.n_scored, n_rounds=n_rounds)
 
 

@@ -12,7 +12,7 @@ several, each to the neighbourhood of some of the best documents.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -106,7 +106,6 @@ def surrogate_search(
     n_candidates: int = 64,
     max_iter: int = 16,
     allowed: Sequence[np.ndarray | None] | None = None,
-    progress: Callable[[int], object] | None = None,
 ) -> Results:
     """Surrogate search for a batch of queries, which share each scan.
 
@@ -127,7 +126,6 @@ def surrogate_search(
         n_candidates: of that walk; see :func:`pyterrier_hypencoder.search.graph.graph_search`.
         max_iter: of that walk.
         allowed: for every query the docids that may be returned, or None for all; rounds take no others.
-        progress: called with the number of queries done.
 
     Returns:
         The results, with ``last_yield`` and ``fell_back`` (whether the query went on in another way) among the statistics.
@@ -160,8 +158,6 @@ def surrogate_search(
             begin = pool.scores.masked_fill(~pool.failed.unsqueeze(1), -torch.inf), pool.docids
             walked = walk(documents, neighbours, *by_docid(*begin), k, n_candidates=n_candidates, max_iter=max_iter)
             results = results.extended(queries, walked.select(queries))
-    if progress is not None:
-        progress(n_queries)
     return results
 
 
