@@ -10,6 +10,7 @@ Example::
 
 import argparse
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,10 @@ def main() -> None:
     parser.add_argument("folder", help="NFCorpus: docs.jsonl.gz, topics and qrels of train, dev and test")
     parser.add_argument("work", type=Path, help="where indexes and models are kept; a killed run goes on from there")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--hidden", type=int, nargs="+", default=RECIPE.hidden, help="widths of the q-nets' hidden layers")
+    parser.add_argument("--steps", type=int, default=RECIPE.max_steps)
     options = parser.parse_args()
+    recipe = replace(RECIPE, hidden=tuple(options.hidden), max_steps=options.steps)
     options.work.mkdir(parents=True, exist_ok=True)
 
     training, dev, test = (open_collection(options.folder, split) for split in ("train", "dev", None))
@@ -72,7 +76,7 @@ def main() -> None:
         path = adapt.write_rows(rows, options.work / f"rows-{seed}.jsonl")
         for kind in adapt.KINDS:
             folder = options.work / f"{kind}-{seed}"
-            trained = adapt.train(kind, RECIPE, path, documents, validate, folder, seed)
+            trained = adapt.train(kind, recipe, path, documents, validate, folder, seed)
             systems[f"{kind} {seed}"] = adapt.load(trained)
     table = adapt.compare(systems, index, test, [nDCG @ 10, RR, R @ 100])
     print(table.to_string(index=False, float_format=lambda value: f"{value:.4f}", na_rep=""))
