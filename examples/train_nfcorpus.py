@@ -58,8 +58,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--hidden", type=int, nargs="+", default=RECIPE.hidden, help="widths of the q-nets' hidden layers")
     parser.add_argument("--steps", type=int, default=RECIPE.max_steps)
+    parser.add_argument("--batch-size", type=int, default=RECIPE.batch_size)
     options = parser.parse_args()
-    recipe = replace(RECIPE, hidden=tuple(options.hidden), max_steps=options.steps)
+    recipe = replace(
+        RECIPE,
+        hidden=tuple(options.hidden),
+        max_steps=options.steps,
+        batch_size=options.batch_size,
+        every=min(RECIPE.every, options.steps),
+        warmup_steps=min(RECIPE.warmup_steps, options.steps // 6),
+    )
     options.work.mkdir(parents=True, exist_ok=True)
 
     training, dev, test = (open_collection(options.folder, split) for split in ("train", "dev", None))
