@@ -115,7 +115,9 @@ class Bench:
 
         return search
 
-    def surrogate(self, *, n_seeds: int, per_round: int, rounds: int, fallback: str = DEFAULTS.fallback) -> Search:
+    def surrogate(
+        self, *, n_seeds: int, per_round: int, rounds: int, fallback: str = DEFAULTS.fallback, polish: bool = False
+    ) -> Search:
         """Surrogate search."""
         seeds = entry_points(len(self.index), n_seeds)
 
@@ -132,7 +134,9 @@ class Bench:
                 rounds=rounds,
                 per_round=per_round,
                 ridge=DEFAULTS.ridge,
-                neighbours=self.edges if fallback == "graph" else None,
+                fallback=fallback,
+                polish=polish,
+                neighbours=self.edges,
                 n_candidates=DEFAULTS.n_candidates,
                 max_iter=DEFAULTS.max_iter,
             )
@@ -208,7 +212,7 @@ class Bench:
         """Each option around the retriever's values, which come first."""
         few = 256 if self.qnets.query_vectors is not None else 2 * self.index.vec_size  # the retriever's, for None
         base = {"n_seeds": DEFAULTS.n_seeds or few, "per_round": max(250, self.k // 2), "rounds": DEFAULTS.rounds}
-        settings: list[dict[str, Any]] = [base, base | {"fallback": "graph"}]
+        settings: list[dict[str, Any]] = [base, base | {"fallback": "graph"}, base | {"polish": True}]
         settings += [base | {"n_seeds": n} for n in (64, 256, 1024) if n < len(self.index)]
         settings += [base | {"per_round": n} for n in (100, 250, 500, 1000)]
         settings += [base | {"rounds": n} for n in (1, 2, 3, 4, 16)]

@@ -106,6 +106,7 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
         ridge: of the linear functions' fit, as a part of the vectors' mean variance.
         fallback: what ``surrogate`` does for a q-net that turns out too far from linear: ``exhaustive``, or ``graph``, a walk
             over the graph from the best documents found, which costs less and may miss some.
+        polish: whether ``surrogate`` ends with such a walk for every query.
         return_stats: whether to add what the search cost: ``n_scored`` (documents evaluated) and ``n_rounds``, and for
             ``surrogate`` and ``auto`` also ``last_yield`` (see :mod:`pyterrier_hypencoder.search.surrogate`) and ``fell_back``
             (whether the q-net was too far from linear).
@@ -143,6 +144,7 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
         per_round: int | None = None,
         ridge: float = 0.05,
         fallback: str = "exhaustive",
+        polish: bool = False,
         return_stats: bool = False,
         verbose: bool = False,
     ) -> None:
@@ -169,6 +171,7 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
         self.per_round = per_round
         self.ridge = ridge
         self.fallback = fallback
+        self.polish = polish
         self.return_stats = return_stats
         self.verbose = verbose
 
@@ -314,7 +317,9 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
             rounds=self.rounds,
             per_round=max(250, self.num_results // 2) if self.per_round is None else self.per_round,
             ridge=self.ridge,
-            neighbours=self._graph(reader).edges_data if self.fallback == "graph" else None,
+            fallback=self.fallback,
+            polish=self.polish,
+            neighbours=self._graph(reader).edges_data if self.polish or self.fallback == "graph" else None,
             n_candidates=self.n_candidates,
             max_iter=self.max_iter,
             allowed=allowed,

@@ -57,7 +57,8 @@ def test_a_q_net_far_from_linear_is_noticed(vectors, with_graph):
     score = far_from_linear()
     distances = torch.cdist(torch.from_numpy(vectors), torch.from_numpy(vectors)).fill_diagonal_(torch.inf)
     graph = distances.topk(30, largest=False).indices.numpy().astype(np.uint32) if with_graph else None
-    found = search(score, vectors, 100, n_seeds=40, per_round=20, neighbours=graph)
+    fallback = "graph" if with_graph else "exhaustive"
+    found = search(score, vectors, 100, n_seeds=40, per_round=20, fallback=fallback, neighbours=graph)
     expected = exhaustive(score, vectors, Q, 100)
     assert found.stats["fell_back"].all() and (found.stats["last_yield"] > FAILED).all()
     if with_graph:
@@ -208,3 +209,15 @@ def test_the_fit_of_linear_scores_is_their_direction(vectors):
     hidden = torch.cat([scores, torch.full((1, 5), -torch.inf)], dim=1)
     padded = torch.cat([rows, 1e3 * torch.ones(1, 5, D)], dim=1)
     torch.testing.assert_close(fit(padded, hidden, 0.05), fit(rows, scores, 0.05), rtol=1e-3, atol=1e-4)
+
+
+def test_a_last_walk_over_the_graph_never_loses(vectors):
+    score, expected = bent(), exhaustive(bent(), vectors, Q, 900)
+    distances = torch.cdist(torch.from_numpy(vectors), torch.from_numpy(vectors)).fill_diagonal_(torch.inf)
+    graph = distances.topk(10, largest=False).indices.numpy().astype(np.uint32)
+    plain = search(score, vectors, 900, rounds=2)
+    polished = search(score, vectors, 900, rounds=2, polish=True, neighbours=graph)
+    assert recall(polished, expected) >= recall(plain, expected)
+    assert (polished.stats["n_scored"] > plain.stats["n_scored"]).all()
+    with pytest.raises(ValueError, match="polish"):
+        search(score, vectors, 900, polish=True)

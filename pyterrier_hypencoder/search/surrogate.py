@@ -102,6 +102,8 @@ def surrogate_search(
     rounds: int = 8,
     per_round: int = 500,
     ridge: float = 0.05,
+    fallback: str = "exhaustive",
+    polish: bool = False,
     neighbours: Rows | None = None,
     n_candidates: int = 64,
     max_iter: int = 16,
@@ -121,8 +123,10 @@ def surrogate_search(
         rounds: at most, until the yield falls below :data:`SETTLED`.
         per_round: documents that a round evaluates.
         ridge: see :func:`fit`.
-        neighbours: (N, g): where the yield is above :data:`FAILED` in round :data:`GUARDED` or later, the query goes on as
-            a walk over this graph from the best documents found. None: such a query is searched exhaustively.
+        fallback: what follows where the yield is above :data:`FAILED` in round :data:`GUARDED` or later: ``exhaustive``
+            search, or a walk over the ``graph`` from the best documents found.
+        polish: whether other queries end with such a walk.
+        neighbours: (N, g), for walks.
         n_candidates: of that walk; see :func:`pyterrier_hypencoder.search.graph.graph_search`.
         max_iter: of that walk.
         allowed: for every query the docids that may be returned, or None for all; rounds take no others.
@@ -147,17 +151,21 @@ def surrogate_search(
     if k > TOP:  # whose best documents have settled
         pool.finish(k)
     results = pool.results(k)
-    if bool(pool.failed.any()):
-        queries = pool.failed.nonzero()[:, 0].tolist()
-        logger.info("surrogate search: %d of %d q-nets are too far from linear for it", len(queries), n_queries)
+    failed = pool.failed.nonzero()[:, 0].tolist()
+    if failed:
+        logger.info("surrogate search: %d of %d q-nets are too far from linear for it", len(failed), n_queries)
+    if failed and fallback == "exhaustive":
+        limits = None if allowed is None else [allowed[q] for q in failed]
+        results = results.extended(failed, exhaustive(score.select(failed), vectors, len(failed), k, allowed=limits))
+    walking = (pool.failed & (fallback == "graph")) | (~pool.failed & polish)
+    if bool(walking.any()):
         if neighbours is None:
-            limits = None if allowed is None else [allowed[q] for q in queries]
-            results = results.extended(queries, exhaustive(score.select(queries), vectors, len(queries), k, allowed=limits))
-        else:
-            documents.n_scored.zero_()  # of the walk alone, as that of any other search
-            begin = pool.scores.masked_fill(~pool.failed.unsqueeze(1), -torch.inf), pool.docids
-            walked = walk(documents, neighbours, *by_docid(*begin), k, n_candidates=n_candidates, max_iter=max_iter)
-            results = results.extended(queries, walked.select(queries))
+            raise ValueError("polish, fallback='graph': expected the neighbours of documents, found none")
+        documents.n_scored.zero_()  # of the walk alone, as that of any other search
+        begin = pool.scores.masked_fill(~walking.unsqueeze(1), -torch.inf), pool.docids
+        walked = walk(documents, neighbours, *by_docid(*begin), k, n_candidates=n_candidates, max_iter=max_iter)
+        queries = walking.nonzero()[:, 0].tolist()
+        results = results.extended(queries, walked.select(queries))
     return results
 
 
