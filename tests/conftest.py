@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +68,14 @@ def index(model, docs, tmp_path_factory):
     from pyterrier_hypencoder import HypencoderIndexer
 
     return HypencoderIndexer(tmp_path_factory.mktemp("index") / "docs.hyp", model, dtype="fp32").index(docs)
+
+
+@pytest.fixture
+def own_index(index, tmp_path):
+    """A copy of the index, for tests that put a graph into it."""
+    from pyterrier_hypencoder import HypencoderIndex
+
+    return HypencoderIndex(shutil.copytree(str(index.path), tmp_path / "own.hyp"))
 
 
 @pytest.fixture(scope="session")

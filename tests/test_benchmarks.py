@@ -88,9 +88,9 @@ def test_the_searches_of_an_index_by_a_bi_encoder_are_compared(minilm, folder, d
     assert all(line in printed for line in ("encoding q-nets", "encoding query vectors", "\nsurrogate: R@10 1.000, 60 scored"))
 
 
-def test_random_q_nets_need_no_topics(index, tmp_path):
+def test_random_q_nets_need_no_topics(own_index, tmp_path):
     pytest.importorskip("matplotlib")
-    table = compared(index, tmp_path, "--random-nets", "2", "--topics", "2", "--released")
+    table = compared(own_index, tmp_path, "--random-nets", "2", "--topics", "2", "--released")
     assert table["way"].tolist() == WAYS
     assert table["fell_back"].notna().tolist() == [way == "surrogate" for way in WAYS]
     assert "nDCG@10" not in table
