@@ -101,7 +101,8 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
         seed: of random entry points; 43 draws those of the released code.
         n_seeds: documents that ``surrogate`` evaluates first, drawn at random; None for twice as many as dimensions, or 256
             where q-nets have a query vector to begin with.
-        rounds: rounds of ``surrogate`` at most; it stops when the best documents have settled.
+        rounds: rounds of ``surrogate`` at most; it stops when the best documents have settled. With fewer than 4 it does not
+            notice q-nets that are too far from linear.
         per_round: documents that such a round evaluates; None for half of ``num_results``, and at least 250.
         ridge: of the linear functions' fit, as a part of the vectors' mean variance.
         fallback: what ``surrogate`` does for a q-net that turns out too far from linear: ``exhaustive``, or ``graph``, a walk

@@ -31,8 +31,9 @@ TOP = 100
 SETTLED = 0.02
 """The yield below which the best documents are taken to be found."""
 FAILED = 0.05
-"""The yield above which, in round :data:`GUARDED`, a q-net is taken to be too far from linear."""
+"""The yield above which, from round :data:`GUARDED` on, a q-net is taken to be too far from linear."""
 GUARDED = 4
+"""The round from which on q-nets are given up."""
 _WHOLE_ROUNDS = 2  # with one function for all documents
 _PARTS = 4  # functions of each later round
 _SHARPNESS = 20.0  # of the neighbourhoods, by cosine
@@ -120,7 +121,7 @@ def surrogate_search(
         scan: finds what a linear function likes best; None for the exact one.
         device: where scores are computed; None for the CPU.
         start: (Q, D), the first round's linear functions, where something better than a fit to the seeds is known.
-        rounds: at most, until the yield falls below :data:`SETTLED`.
+        rounds: at most, until the yield falls below :data:`SETTLED`; fewer than :data:`GUARDED` leave the guard out.
         per_round: documents that a round evaluates.
         ridge: see :func:`fit`.
         fallback: what follows where the yield is above :data:`FAILED` in round :data:`GUARDED` or later: ``exhaustive``
