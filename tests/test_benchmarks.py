@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from test_golden import FOLDERS, Golden
 
 from pyterrier_hypencoder.scoring import scorer
@@ -16,10 +18,11 @@ from pyterrier_hypencoder.search.graph import graph_search
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import features  # noqa: E402
 import released  # noqa: E402
 import search  # noqa: E402
 
-from pyterrier_hypencoder import HypencoderIndexer  # noqa: E402
+from pyterrier_hypencoder import HypencoderIndexer, QNets  # noqa: E402
 
 
 @pytest.fixture(scope="module", params=sorted(name for name, folder in FOLDERS.items() if (folder / "graph.jsonl").exists()))
@@ -94,3 +97,20 @@ def test_random_q_nets_need_no_topics(own_index, tmp_path):
     assert table["way"].tolist() == WAYS
     assert table["fell_back"].notna().tolist() == [way == "surrogate" for way in WAYS]
     assert "nDCG@10" not in table
+
+
+def test_the_state_after_the_first_layer_gives_a_network_of_one_layer_its_scores():
+    qnets, vectors = search.random_qnets(1, 16, 1), torch.randn(30, 16)
+    qnets = QNets(replace(qnets.spec, do_residual_on_last=True), qnets.weights, qnets.biases)
+    state = features.first_layer(qnets, vectors)(torch.arange(30))
+    torch.testing.assert_close(state @ qnets.weights[1][0, :, 0], qnets.score(vectors)[0])
+
+
+def test_richer_features_are_compared(own_index, capsys):
+    vectors = torch.randn(3000, 8)
+    linear = features.found(vectors @ torch.randn(8), vectors, 100, 2, None, 100)
+    assert linear == (216, 1.0)
+    features.main([str(own_index.path), "--layers", "2", "--queries", "1", "--rounds", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["linear"] * 3 + ["first"] * 2 + ["products"] * 2
+    assert all(float(line.split()[-1]) == 1 for line in lines[1:])  # rounds are as large as the collection

@@ -82,7 +82,7 @@ def _products(queries: Tensor, rows: Tensor) -> Tensor:
     if rows.device.type != "cpu" or (len(queries) == 1 and rows.dtype == torch.float16):
         # One query is bound by memory: its product in half precision reads half as much and converts nothing.
         scale = queries.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
-        return ((queries / scale).to(rows.dtype) @ rows.T).float() * scale
+        return (rows @ (queries / scale).to(rows.dtype).T).T.float() * scale
     products = torch.empty(len(queries), len(rows))
     step = max(1, _BLOCK_BYTES // (4 * rows.shape[1]))
     for start in range(0, len(rows), step):
@@ -266,15 +266,6 @@ def _fit_parts(vectors: Tensor, scores: Tensor, ridge: float) -> list[Tensor]:
         centres = F.normalize(nearest.transpose(1, 2) @ leaders + 1e-6 * centres, dim=-1)
     share = (_SHARPNESS * directions @ centres.transpose(1, 2)).softmax(dim=2)
     return [fit(vectors, scores, ridge, share[:, :, part]) for part in range(_PARTS)]
-
-
-def _yield(documents: Documents, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> Tensor:
-    """The share of a round's documents in the best ones so far, (Q,)."""
-    before, after = documents.returnable(*old), documents.returnable(*new)
-    joined = torch.cat([before, after], dim=1)
-    best = joined.topk(min(TOP, joined.shape[1]), dim=1)
-    real = best.values > -torch.inf
-    return ((best.indices >= before.shape[1]) & real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
 
 
 def fit(vectors: Tensor, scores: Tensor, ridge: float, emphasis: Tensor | None = None) -> Tensor:
