@@ -245,6 +245,11 @@ def find_graph(reader: Reader, k: int, builder: str = "auto") -> NeighbourGraph 
     return None
 
 
+def has_graph(reader: Reader, k: int) -> bool:
+    """Whether the index directory has a graph with enough neighbours, or all there are."""
+    return any(size >= min(k, reader.doc_count - 1) for size in _sizes(reader.path))
+
+
 def _checked_meta(path: Path, reader: Reader) -> dict[str, Any]:
     if not path.is_dir():
         raise FileNotFoundError(

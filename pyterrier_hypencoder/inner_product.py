@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pyterrier as pt
 import torch
+from filelock import FileLock
 from torch import Tensor
 
-from .storage import Reader, state_of, write_json
+from .storage import Reader, fsync, state_of, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +43,14 @@ class InnerProductIndex:
         import faiss
 
         self._count = reader.doc_count
-        file, facts = reader.path / INDEX_FILE, state_of(reader)
-        if not file.is_file() or _facts(reader.path) != facts:
-            logger.info("building the inner-product index of %d documents in %s", reader.doc_count, reader.path)
-            (reader.path / FACTS_FILE).unlink(missing_ok=True)
-            _build(reader, file, verbose)
-            write_json(reader.path / FACTS_FILE, facts)
+        file = reader.path / INDEX_FILE
+        if not is_built(reader):
+            with FileLock(file.with_name(f".{file.name}.lock")):  # others wait, and find it built
+                if not is_built(reader):
+                    logger.info("building the inner-product index of %d documents in %s", reader.doc_count, reader.path)
+                    (reader.path / FACTS_FILE).unlink(missing_ok=True)
+                    _build(reader, file, verbose)
+                    write_json(reader.path / FACTS_FILE, state_of(reader))
         self._index: Any = faiss.read_index(str(file), faiss.IO_FLAG_MMAP)
         if (self._index.ntotal, self._index.d) != (reader.doc_count, reader.vec_size):
             raise ValueError(
@@ -72,11 +75,13 @@ class InnerProductIndex:
         return torch.from_numpy(values).to(queries.device), torch.from_numpy(docids.clip(0)).to(queries.device)
 
 
-def _facts(folder: Path) -> Any:
+def is_built(reader: Reader) -> bool:
+    """Whether the index directory has an inner-product index of its present state."""
     try:
-        return json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+        facts = json.loads((reader.path / FACTS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
+        return False
+    return (reader.path / INDEX_FILE).is_file() and facts == state_of(reader)
 
 
 def _build(reader: Reader, file: Path, verbose: bool) -> None:
@@ -94,4 +99,5 @@ def _build(reader: Reader, file: Path, verbose: bool) -> None:
             progress.update(len(block))
     part = file.with_name(f".{file.name}.part")
     faiss.write_index(index, str(part))
+    fsync(part)
     os.replace(part, file)

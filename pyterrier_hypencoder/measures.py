@@ -5,7 +5,8 @@ Example::
     from pyterrier_hypencoder.measures import NumScored
     pt.Experiment([index.retriever(search="surrogate", return_stats=True)], topics, qrels, [nDCG @ 10, NumScored])
 
-A system without these columns, such as BM25, has NaN there; ``validate="ignore"`` keeps PyTerrier from warning of it.
+Costs stand on result rows, so that a query without results counts as 0. A system without these columns, such as BM25, has
+NaN there; ``validate="ignore"`` keeps PyTerrier from warning of it.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ import torch
 from . import scoring
 from .encoder import Encoder
 from .frames import check_choice, check_positive, docnos_of, groups_of, is_missing
-from .graph import NeighbourGraph, open_graph
-from .inner_product import InnerProductIndex
+from .graph import NeighbourGraph, has_graph, open_graph
+from .inner_product import InnerProductIndex, is_built
 from .qnet import QNets
 from .scorer import OnIndex, path_of
 from .search.exhaustive import exhaustive
@@ -30,8 +30,10 @@ logger = logging.getLogger(__name__)
 
 SEARCHES = ("auto", "exhaustive", "graph", "surrogate")
 FILTER_COLUMN = "allowed_docnos"
-FEW_SEEDS = 16
-"""Documents that a surrogate is fitted to at least."""
+FEW = 16
+"""Documents that a surrogate is fitted to at least, and that a round evaluates."""
+SEEDS = 1024
+"""Documents that a surrogate is fitted to at first, but for q-nets with a query vector: a quarter."""
 SMALL = 20_000
 """Documents up to which ``search="auto"`` evaluates all; on a GPU, fifty times as many."""
 SCANNED = 2_000_000
@@ -79,9 +81,11 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
         num_results: documents per query at most.
         batch_size: queries that go through the collection together.
         search: which documents are evaluated: ``exhaustive`` (all), ``graph`` (the paper's Algorithm 1), ``surrogate`` (what a
-            linear stand-in of the q-net likes), or ``auto``: all where queries are vectors, where the collection is small
-            (20,000 documents, or a million on a GPU) or where results are wanted for more than a tenth of it, and else
-            ``surrogate``. A frame that brings documents gives ``graph`` and ``surrogate`` where to begin.
+            linear stand-in of the q-net likes), or ``auto``: all where queries are vectors, where few documents may be
+            returned (20,000, or a million on a GPU) or a tenth of them are wanted; ``graph`` where a CPU would first have to
+            build an inner-product index (above two million documents) and there is a graph; and else ``surrogate``. A frame
+            that brings documents gives ``graph`` and ``surrogate`` where to begin. Where as many documents would be entered
+            as may be returned, all those are evaluated.
         device: where q-nets are evaluated: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda[:n]``.
         precision: of that evaluation: ``fp32``, ``bf16``, or ``auto`` (what keeps the ranking: fp32).
         qnet_width: evaluate only the first units of every hidden layer, for Matryoshka models; None for all.
@@ -99,8 +103,9 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
         entry_points: docnos of the entry points of ``graph`` and ``surrogate``, for all queries, in place of random ones.
         fill: whether random entry points are added to those that are given; ``surrogate`` always adds them.
         seed: of random entry points; 43 draws those of the released code.
-        n_seeds: documents that ``surrogate`` evaluates first, drawn at random; None for twice as many as dimensions, or 256
-            where q-nets have a query vector to begin with.
+        n_seeds: documents that ``surrogate`` evaluates first, drawn at random; None for twice as many as dimensions and at
+            least 1,024, or 256 where q-nets have a query vector to begin with. More make it likelier that needs of several
+            kinds are all met.
         rounds: rounds of ``surrogate`` at most; it stops when the best documents have settled. With fewer than 4 it does not
             notice q-nets that are too far from linear.
         per_round: documents that such a round evaluates; None for half of ``num_results``, and at least 250.
@@ -263,13 +268,18 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
         check_choice("fallback", self.fallback, ("exhaustive", "graph"))
         for name in ("num_results", "batch_size", "n_candidates", "max_iter", "graph_k", "rounds"):
             check_positive(name, getattr(self, name))
-        number = self.initial_candidates
-        if isinstance(number, bool) or not (0 < number <= 1 if isinstance(number, float) else number > 0):
-            raise ValueError(f"initial_candidates: expected a number above 0, or a fraction from 0 to 1, found {number!r}")
-        if self.n_seeds is not None and self.n_seeds < FEW_SEEDS:
-            raise ValueError(f"n_seeds: expected at least {FEW_SEEDS} documents to fit a surrogate to, found {self.n_seeds!r}")
-        if self.per_round is not None:
-            check_positive("per_round", self.per_round)
+        share = self.initial_candidates
+        if not isinstance(share, float | np.floating):
+            check_positive("initial_candidates", share)
+        elif not 0 < share <= 1:
+            raise ValueError(f"initial_candidates: expected a number above 0, or a fraction from 0 to 1, found {share!r}")
+        for name in ("n_seeds", "per_round"):
+            number = getattr(self, name)
+            if number is None:
+                continue
+            check_positive(name, number)
+            if number < FEW:
+                raise ValueError(f"{name}: expected at least {FEW} documents to fit a surrogate to, found {number!r}")
         if not 1e-4 <= self.ridge < np.inf:
             raise ValueError(f"ridge: expected a number from 0.0001, found {self.ridge!r}")
         if self.entry_points is not None and (isinstance(self.entry_points, str) or not len(self.entry_points)):
@@ -286,8 +296,12 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
     ) -> Results:
         qnets = self._fitting_qnets(batch)
         score = scoring.scorer(qnets, device=self.device, precision=self.precision)
-        way = self._way(reader, qnets, brought is not None)
-        if way == "exhaustive":
+        count = _number_allowed(allowed, reader.doc_count)
+        way = self._way(reader, qnets, brought is not None or self.entry_points is not None, count)
+        entries = (
+            None if way == "exhaustive" else self._entries(reader, brought, way, self._number_of_entries(way, reader, qnets))
+        )
+        if entries is None or self._enters_all(entries, count):
             return exhaustive(score, reader.vectors, len(qnets), self.num_results, allowed=allowed, progress=progress)
         device = scoring.resolve_device(self.device)
         if way == "graph":
@@ -295,7 +309,7 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
                 score,
                 reader.vectors,
                 self._graph(reader).edges_data,
-                self._entries(reader, brought, number_of(self.initial_candidates, reader.doc_count), fill=self.fill),
+                entries,
                 len(qnets),
                 self.num_results,
                 device=device,
@@ -305,11 +319,10 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
                 reading=self.reading,
                 allowed=allowed,
             )
-        few = 256 if qnets.query_vectors is not None else 2 * reader.vec_size
         return surrogate_search(
             score,
             reader.vectors,
-            self._entries(reader, brought, few if self.n_seeds is None else self.n_seeds, fill=True),
+            entries,
             len(qnets),
             self.num_results,
             scan=self._scan(reader, device),
@@ -326,26 +339,38 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
             allowed=allowed,
         )
 
-    def _way(self, reader: Reader, qnets: QNets, begun: bool) -> str:
-        """Which search it is, where that is left open or the other has nothing to leave out."""
-        count, way = reader.doc_count, self._search
-        if way == "graph" and not begun and self.entry_points is None:
-            if number_of(self.initial_candidates, count) == count:
-                logger.info("search='graph': initial_candidates are all %d documents, so all are evaluated", count)
-                return "exhaustive"
-        if way != "auto":
-            return way
-        small = SMALL * (50 if scoring.resolve_device(self.device).type == "cuda" else 1)
+    def _way(self, reader: Reader, qnets: QNets, begun: bool, count: int) -> str:
+        """Which search it is, where that is left open, for so many documents that may be returned."""
+        if self._search != "auto":
+            return self._search
+        device = scoring.resolve_device(self.device)
+        small = SMALL * (50 if device.type == "cuda" else 1)
+        walks = reader.doc_count > SCANNED and device.type == "cpu" and not is_built(reader)
         reasons = {
-            "documents to begin with were given": begun and "surrogate",
             "queries are vectors, so that scoring all is one matrix product": qnets.spec.is_linear and "exhaustive",
             f"of {small} documents and fewer all are evaluated": count <= small and "exhaustive",
-            "results are wanted for a tenth of the collection or more": 10 * self.num_results >= count and "exhaustive",
-            "the collection is large": "surrogate",
+            "results are wanted for a tenth of the documents or more": 10 * self.num_results >= count and "exhaustive",
+            "documents to begin with were given": begun and "surrogate",
+            "there is a graph, and no inner-product index yet": walks and has_graph(reader, self.graph_k) and "graph",
+            "there are many documents": "surrogate",
         }
         reason, chosen = next((reason, str(chosen)) for reason, chosen in reasons.items() if chosen)
         logger.info("search='auto' is %s for %d documents: %s", chosen, count, reason)
         return chosen
+
+    def _number_of_entries(self, way: str, reader: Reader, qnets: QNets) -> int:
+        if way == "graph":
+            return number_of(self.initial_candidates, reader.doc_count)
+        if self.n_seeds is not None:
+            return self.n_seeds
+        return SEEDS // 4 if qnets.query_vectors is not None else max(SEEDS, 2 * reader.vec_size)
+
+    def _enters_all(self, entries: np.ndarray | list[np.ndarray], count: int) -> bool:
+        """Whether a search would begin with as many documents as may be returned, so that evaluating those is less."""
+        fewest = len(entries) if isinstance(entries, np.ndarray) else min(map(len, entries))
+        if fewest >= count:
+            logger.info("search=%r: it would begin with %d documents, so all %d are evaluated", self._search, fewest, count)
+        return fewest >= count
 
     def _scan(self, reader: Reader, device: torch.device) -> Scan | None:
         """Where a matrix product over all vectors takes too long, an index of FAISS; None for the product."""
@@ -357,17 +382,18 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
         return self._open("graph", (identity(reader.path), self.graph_k), lambda: open_graph(reader, self.graph_k))
 
     def _entries(
-        self, reader: Reader, brought: list[list[str]] | None, number: int, *, fill: bool
+        self, reader: Reader, brought: list[list[str]] | None, way: str, number: int
     ) -> np.ndarray | list[np.ndarray]:
         """docids to begin with: those brought, or the option's, or random ones."""
         random = entry_points(reader.doc_count, number, self.seed)
-        if brought is None and self.entry_points is None:
+        fill = self.fill or way == "surrogate"
+        if brought is not None:
+            own = [reader.docnos.known(docnos) for docnos in brought]
+            return [np.union1d(ids, random) for ids in own] if fill else own
+        if self.entry_points is None:
             return random
-        if brought is None:
-            ids = reader.docnos.known(list(self.entry_points or []))
-            return np.union1d(ids, random) if fill else ids
-        own = [reader.docnos.known(docnos) for docnos in brought]
-        return [np.union1d(ids, random) for ids in own] if fill else own
+        ids = reader.docnos.known(list(self.entry_points))
+        return np.union1d(ids, random) if fill else ids
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
         """The same retriever with at most k results, where that is fewer (``retriever % k``).
@@ -421,6 +447,12 @@ def _allowed(reader: Reader, batch: pd.DataFrame, everyone: np.ndarray | None) -
     if everyone is None:
         return own
     return [everyone if ids is None else np.intersect1d(ids, everyone, assume_unique=True) for ids in own]
+
+
+def _number_allowed(allowed: list[np.ndarray | None], doc_count: int) -> int:
+    """How many documents may be returned for some query of a batch."""
+    limits = [ids for ids in allowed if ids is not None]
+    return len(np.unique(np.concatenate(limits))) if len(limits) == len(allowed) else doc_count
 
 
 def _ranked(topics: pd.DataFrame, results: Results, docnos: list[np.ndarray], stats: dict[str, Any]) -> pd.DataFrame:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from pyterrier_hypencoder import HypencoderIndexer, retriever
+from pyterrier_hypencoder import HypencoderIndexer, inner_product, retriever
 from pyterrier_hypencoder.inner_product import FACTS_FILE, INDEX_FILE, InnerProductIndex
 
 N, D = 2000, 16
@@ -52,6 +55,22 @@ def test_it_is_built_once_and_again_when_the_index_has_changed(index):
     (index.path / FACTS_FILE).write_text("{}")
     InnerProductIndex(index.reader)
     assert file.stat().st_mtime_ns > first
+
+
+def test_those_who_come_while_it_is_built_wait(index, monkeypatch):
+    built = []
+    build = inner_product._build
+
+    def slowly(*arguments):
+        time.sleep(0.3)
+        built.append(build(*arguments))
+
+    monkeypatch.setattr(inner_product, "_build", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        scans = list(pool.map(lambda _: InnerProductIndex(index.reader), range(4)))
+    assert len(built) == 1
+    queries, met = torch.ones(1, D), torch.zeros(1, N, dtype=torch.bool)
+    assert len({tuple(scan(queries, 5, met)[1][0].tolist()) for scan in scans}) == 1
 
 
 def test_large_collections_are_searched_over_it(index, monkeypatch):

@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 import pytest
+import torch
 from pyterrier.measures import nDCG
 
 from pyterrier_hypencoder import PRESETS, HypencoderIndex, HypencoderIndexer, HypencoderRetriever
 from pyterrier_hypencoder import retriever as retriever_module
+from pyterrier_hypencoder.inner_product import INDEX_FILE
 from pyterrier_hypencoder.measures import NumRounds, NumScored
 
 WAYS = ("exhaustive", "graph", "surrogate")
@@ -50,7 +52,7 @@ def test_all_ways_find_the_best_when_they_look_at_everything(graphed, model, top
 
 @pytest.mark.parametrize("way", WAYS)
 def test_what_a_search_costs(graphed, model, topics, way):
-    options = {"graph_k": 10, "initial_candidates": 12, "n_seeds": 16, "per_round": 8, "num_results": 5}
+    options = {"graph_k": 10, "initial_candidates": 12, "n_seeds": 16, "per_round": 16, "num_results": 5}
     plain = graphed.retriever(model, search=way, **options)
     found = plain(topics)
     counted = graphed.retriever(model, search=way, return_stats=True, **options)
@@ -92,7 +94,7 @@ def test_a_first_stage_gives_the_entry_points(graphed, model, topics, graph):
     assert all(len(run) > 10 and set(few) <= set(run) for run in runs(graph(frame)).values())
     graph.fill, graph.max_iter = False, 16
     assert all(len(run) > 20 for run in runs(graph(frame)).values())
-    surrogate = graphed.retriever(model, search="surrogate", n_seeds=16, per_round=8, num_results=5)
+    surrogate = graphed.retriever(model, search="surrogate", n_seeds=16, per_round=16, num_results=5)
     assert list(surrogate(frame)["qid"].unique()) == list(topics["qid"])
     first = pt.Transformer.from_df(frame)
     assert runs((first >> graph)(topics)) == runs(graph(frame))
@@ -117,9 +119,33 @@ def test_entry_points_by_name(graph, topics):
         graph(topics)
 
 
+@pytest.mark.parametrize("kind", [np.array, pd.Series, tuple])
+def test_entry_points_may_be_any_collection(graph, topics, kind):
+    graph.entry_points, graph.max_iter = kind(["d003", "d050"]), 1
+    assert all(sorted(run) == ["d003", "d050"] for run in runs(graph(topics)).values())
+
+
+def test_numbers_of_numpy_count_as_those_of_python(graph, topics):
+    expected = graph(topics)
+    graph.initial_candidates = np.int64(12)
+    pd.testing.assert_frame_equal(graph(topics), expected)
+    graph.initial_candidates = np.float64(0.1)
+    pd.testing.assert_frame_equal(graph(topics), expected)
+
+
 def test_unknown_documents_of_a_first_stage(graph, topics):
     with pytest.raises(ValueError, match="nonesuch"):
         graph(topics.assign(docno="nonesuch", score=1.0, rank=0))
+
+
+@pytest.mark.parametrize("way", ["graph", "surrogate"])
+def test_few_documents_that_may_be_returned_are_all_evaluated(graphed, model, topics, way, caplog):
+    allowed = [f"d{i:03}" for i in range(0, 120, 12)]
+    options = {"graph_k": 10, "initial_candidates": 16, "n_seeds": 16, "num_results": 10, "return_stats": True}
+    with caplog.at_level(logging.INFO, logger="pyterrier_hypencoder"):
+        found = graphed.retriever(model, search=way, allowed_docnos=allowed, **options)(topics)
+    assert "all 10 are evaluated" in caplog.text
+    assert set(found["n_scored"]) == {10} and all(sorted(run) == allowed for run in runs(found).values())
 
 
 @pytest.mark.parametrize("way", ["graph", "surrogate"])
@@ -138,13 +164,17 @@ def test_documents_that_may_be_returned(graphed, model, topics, way):
         ("initial_candidates", 0.0),
         ("initial_candidates", 1.5),
         ("initial_candidates", -1),
+        ("initial_candidates", None),
+        ("initial_candidates", np.float64(1.5)),
         ("n_candidates", 0),
         ("max_iter", 0),
         ("graph_k", 0),
         ("reading", "mine"),
         ("n_seeds", 3),
+        ("n_seeds", 20.5),
         ("rounds", 0),
         ("per_round", 0),
+        ("per_round", 3),
         ("ridge", 0.0),
         ("fallback", "hope"),
         ("ridge", float("nan")),
@@ -165,7 +195,7 @@ def test_a_graph_must_be_there(index, model, topics):
 def test_all_documents_as_entry_points_are_exhaustive_search_and_the_log_says_so(index, model, topics, caplog):
     with caplog.at_level(logging.INFO, logger="pyterrier_hypencoder"):
         found = index.retriever(model, search="graph", return_stats=True)(topics)  # needs no graph then
-    assert set(found["n_scored"]) == {120} and "all 120 documents" in caplog.text
+    assert set(found["n_scored"]) == {120} and "all 120 are evaluated" in caplog.text
 
 
 def test_what_auto_picks(graphed, model, minilm, topics, caplog, monkeypatch):
@@ -178,15 +208,34 @@ def test_what_auto_picks(graphed, model, minilm, topics, caplog, monkeypatch):
         return next(r.message for r in caplog.records if "auto" in r.message).split("is ")[1].split()[0]
 
     assert picked(auto) == "exhaustive"
-    assert picked(auto, topics.assign(docno="d001", score=1.0, rank=0)) == "surrogate"
+    assert picked(auto, topics.assign(docno="d001", score=1.0, rank=0)) == "exhaustive"
     monkeypatch.setattr(retriever_module, "SMALL", 50)
-    monkeypatch.setattr(retriever_module.scoring, "resolve_device", lambda device: __import__("torch").device("cpu"))
+    monkeypatch.setattr(retriever_module.scoring, "resolve_device", lambda device: torch.device("cpu"))
+    assert picked(auto) == "surrogate"
+    assert picked(auto, topics.assign(docno="d001", score=1.0, rank=0)) == "surrogate"
+    auto.allowed_docnos = [f"d{i:03}" for i in range(50)]
+    assert picked(auto) == "exhaustive"
+    auto.allowed_docnos = None
+    monkeypatch.setattr(retriever_module, "SCANNED", 119)  # above which there is an inner-product index to build
+    auto.graph_k = 10
+    assert picked(auto) == "graph"
+    auto.graph_k, auto.n_seeds = 100, 16
+    assert picked(auto) == "surrogate" and (graphed.path / INDEX_FILE).is_file()
+    auto.graph_k = 10
     assert picked(auto) == "surrogate"
     auto.num_results = 12
     assert picked(auto) == "exhaustive"
     vectors = topics.assign(query_vec=[np.ones(24, np.float32)] * len(topics))
     auto.num_results = 5
     assert picked(auto, vectors) == "exhaustive"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("way", WAYS)
+def test_a_gpu_finds_what_the_cpu_finds(graphed, model, topics, way):
+    options = {"graph_k": 10, "initial_candidates": 12, "n_candidates": 4, "n_seeds": 40, "per_round": 20, "num_results": 5}
+    found = [graphed.retriever(model, search=way, device=device, **options)(topics) for device in ("cpu", "cuda")]
+    assert runs(found[0]) == runs(found[1])
 
 
 def test_the_papers_settings():

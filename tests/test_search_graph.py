@@ -160,6 +160,24 @@ def test_documents_that_may_not_be_returned_are_walked_over(world):
     assert all(set(row) <= set(range(0, 300, 3)) for row in ids(walked)[:1]) and ids(walked)[2] == []
 
 
+@pytest.mark.parametrize("reading", READINGS)
+def test_a_walk_goes_on_as_it_would_if_all_documents_could_be_returned(world, reading):
+    entries, allowed = entry_points(300, 9), np.setdiff1d(np.arange(300), entry_points(300, 9))
+    options = {"n_candidates": 8, "reading": reading}
+    free = world.search(entries, 10, **options)
+    limited = world.search(entries, 10, allowed=[allowed] * 4, **options)
+    assert limited.stats["n_scored"].tolist() == free.stats["n_scored"].tolist()
+    for row, others in zip(ids(limited), ids(free), strict=True):
+        assert len(row) == 10 and not set(row) & set(entries.tolist())
+        assert [docid for docid in others if docid in allowed] == [docid for docid in row if docid in others]
+
+
+def test_documents_of_queries_own_are_evaluated_in_pieces(world, monkeypatch):
+    expected = world.search(entry_points(300, 9), 10, n_candidates=8)
+    monkeypatch.setattr("pyterrier_hypencoder.search.documents._EVALUATED_BYTES", 28 * world.vectors.shape[1])
+    assert ids(world.search(entry_points(300, 9), 10, n_candidates=8)) == ids(expected)
+
+
 @pytest.mark.parametrize("entries", [[np.array([3]), np.empty(0, np.int64), np.array([1, 2]), np.array([0, 0])]])
 def test_queries_may_begin_with_few_documents_or_none(world, entries):
     found = world.search(entries, 5)

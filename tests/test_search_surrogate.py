@@ -158,6 +158,24 @@ def test_only_documents_that_may_be_returned(vectors):
     assert [row.tolist() for row in found.docids] == [row.tolist() for row in expected.docids]
 
 
+def test_a_walk_after_it_goes_over_documents_that_may_not_be_returned():
+    rng = np.random.default_rng(0)
+    line = np.linspace(0, 1, 200)[:, None] * np.ones((1, D), np.float32) + 1e-3 * rng.normal(size=(200, D))
+    vectors = line.astype(np.float32)
+    nearest = np.clip(np.arange(200)[:, None] + np.array([-1, 1]), 0, 199).astype(np.uint32)
+    score = scoring.scorer(QNets.linear(torch.ones(Q, D)), device="cpu")
+    allowed = np.append(np.arange(0, 150), 199)  # 199 is reached over those in between
+    options = {"rounds": 1, "per_round": 16, "polish": True, "neighbours": nearest, "max_iter": 100, "n_candidates": 4}
+    start = -torch.ones(Q, D)  # leads away from it
+    found = search(score, vectors, 5, n_seeds=16, start=start, allowed=[allowed] * Q, **options)
+    assert [row.tolist()[0] for row in found.docids] == [199] * Q
+
+
+def test_rounds_that_find_nothing_new_are_not_counted(vectors):
+    found = surrogate_search(bent(), vectors[:30], np.arange(30), Q, 5)
+    assert found.stats["n_rounds"].tolist() == [1] * Q and found.stats["n_scored"].tolist() == [30] * Q
+
+
 @pytest.mark.parametrize("rounds", [1, 2, 3])
 def test_rounds_are_bounded(vectors, rounds):
     found = search(bent(), vectors, 10, rounds=rounds, per_round=20, n_seeds=20)
@@ -199,6 +217,16 @@ def test_the_scan_is_the_inner_product(monkeypatch, vectors, dtype, queries):
     expected = products.topk(7, dim=1)
     torch.testing.assert_close(values.sort(dim=1, descending=True).values, expected.values, rtol=5e-3, atol=0)
     assert not met.gather(1, docids).any()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("queries", [1, 3])
+def test_a_scan_on_a_gpu_of_vectors_that_lie_elsewhere(vectors, queries):
+    functions, met = torch.randn(queries, D), torch.zeros(queries, N, dtype=torch.bool)
+    values, docids = exact_scan(vectors)(functions.cuda(), 10, met.cuda())
+    assert values.is_cuda and docids.is_cuda
+    expected = exact_scan(vectors)(functions, 10, met)[1]
+    assert docids.cpu().sort(dim=1).values.tolist() == expected.sort(dim=1).values.tolist()
 
 
 def test_the_fit_of_linear_scores_is_their_direction(vectors):

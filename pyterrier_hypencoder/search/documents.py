@@ -12,6 +12,7 @@ from torch import Tensor
 
 Rows = np.ndarray | Tensor
 """An array by docid: a memory map, or a tensor that lies where scores are computed."""
+_EVALUATED_BYTES = 2**26  # vectors of queries' own that are in memory at a time, in float32
 
 
 class Score(Protocol):
@@ -107,16 +108,22 @@ class Documents:
         Returns:
             Scores and docids, (Q, n) with n the most that a query has, at least 1; -inf where a query has fewer.
         """
-        counts = torch.bincount(queries, minlength=len(self.met))
+        counts = self._counts(queries)
         self.n_scored += counts
         first = counts.cumsum(0) - counts
         place = queries, torch.arange(len(queries), device=self.device) - first[queries]
         width = max(1, int(counts.max()))
         scores = torch.full((len(self.met), width), -torch.inf, device=self.device)
         rows = torch.zeros(len(self.met), width, dtype=torch.long, device=self.device)
-        scores[place] = self._score.each(take(self.vectors, docids), counts.tolist()).to(self.device)
+        step = max(1, _EVALUATED_BYTES // (4 * self.vectors.shape[1]))
+        parts = zip(queries.split(step), docids.split(step), strict=True)
+        found = [self._score.each(take(self.vectors, ids), self._counts(own).tolist()) for own, ids in parts]
+        scores[place] = torch.cat(found).to(self.device) if found else scores.new_empty(0)
         rows[place] = docids
         return scores, rows
+
+    def _counts(self, queries: Tensor) -> Tensor:
+        return torch.bincount(queries, minlength=len(self.met))
 
     def evaluate_shared(self, docids: Tensor) -> tuple[Tensor, Tensor]:
         """Scores documents that all queries share, (n,); as :meth:`evaluate`, and marks them as met."""

@@ -134,7 +134,8 @@ def graph_search(
         max_iter: rounds at most.
         early_stop: whether a query stops when a round brings nothing.
         reading: see :data:`READINGS`.
-        allowed: for every query the docids that may be returned, or None for all; the walk goes over the others too.
+        allowed: for every query the docids that may be returned, or None for all; the walk goes over the others too, and
+            stops where it would without.
 
     Returns:
         The results.
@@ -179,6 +180,7 @@ def walk(
     """
     n_queries, device = len(scores), documents.device
     best = torch.full((n_queries, k), -torch.inf, device=device), torch.zeros(n_queries, k, dtype=torch.long, device=device)
+    returned = best  # of those that may be; the walk itself goes by all
     walking = torch.ones(n_queries, dtype=torch.bool, device=device)
     n_rounds = torch.zeros(n_queries, dtype=torch.long, device=device)
     for remaining in reversed(range(max_iter)):
@@ -186,14 +188,12 @@ def walk(
         n_rounds += walking
         width = max(n_candidates, k) if reading == "released" else n_candidates
         ranked, ranked_ids = top_k(scores, docids, width)
-        offered, offered_ids = ranked, ranked_ids
-        if documents.hidden is not None:
-            offered, offered_ids = top_k(documents.returnable(scores, docids), docids, width)
         worst = best[0][:, -1]
-        # What is in already comes first: of equal scores it stays.
-        best = by_docid(*top_k(torch.cat([best[0], offered], 1), torch.cat([best[1], offered_ids], 1), k))
+        best = _best_of(best, (ranked, ranked_ids), k)
+        if documents.hidden is not None:
+            returned = _best_of(returned, top_k(documents.returnable(scores, docids), docids, width), k)
         if early_stop:
-            walking &= offered[:, 0] > worst if reading == "released" else offered[:, 0] >= worst
+            walking &= ranked[:, 0] > worst if reading == "released" else ranked[:, 0] >= worst
         if not remaining or not bool(walking.any()):
             break
         found = (ranked[:, :n_candidates] > -torch.inf) & walking.unsqueeze(1)
@@ -201,11 +201,16 @@ def walk(
         reached = take(neighbours, ranked_ids[:, :n_candidates][found]).to(device, torch.long)
         new = documents.meet(queries.repeat_interleave(reached.shape[1]), reached.flatten())
         scores, docids = documents.evaluate(*new)
-    return Results.of(*best, n_scored=documents.n_scored, n_rounds=n_rounds)
+    return Results.of(*(best if documents.hidden is None else returned), n_scored=documents.n_scored, n_rounds=n_rounds)
+
+
+def _best_of(best: tuple[Tensor, Tensor], offered: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
+    """The k best of scores and docids, of which those that are in already stay among equal scores."""
+    return by_docid(*top_k(torch.cat([best[0], offered[0]], 1), torch.cat([best[1], offered[1]], 1), k))
 
 
 def number_of(initial_candidates: float, n_docs: int) -> int:
     """The number of entry points that ``initial_candidates`` asks for: a count, or a fraction of the collection."""
-    if isinstance(initial_candidates, int):
-        return min(initial_candidates, n_docs)
-    return min(math.ceil(initial_candidates * n_docs), n_docs)
+    if isinstance(initial_candidates, float | np.floating):
+        return min(math.ceil(initial_candidates * n_docs), n_docs)
+    return min(int(initial_candidates), n_docs)

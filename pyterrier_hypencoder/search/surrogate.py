@@ -3,7 +3,9 @@
 Not in the paper. A round fits the function by weighted ridge regression to the ranks of all documents evaluated, takes the
 documents that it likes best and that were not evaluated yet (maximum inner product over the collection), and evaluates
 them. The **yield** of a round is the share of its documents in the best :data:`TOP` so far: the search ends when it is small,
-and where it stays large the q-net is too far from linear for this search.
+and where it stays large the q-net is too far from linear for this search. A small yield says that what was found is what the
+fits can find: where the best documents lie in several places, one that no document evaluated was near is not noticed, which
+more seeds make less likely.
 
 Where one linear function is not enough after two rounds, as for a need that is one of several things, each round fits
 several, each to the neighbourhood of some of the best documents.
@@ -38,6 +40,7 @@ _WHOLE_ROUNDS = 2  # with one function for all documents
 _PARTS = 4  # functions of each later round
 _SHARPNESS = 20.0  # of the neighbourhoods, by cosine
 _PRODUCTS = 2**25  # inner products in memory at a time
+_SCANNED_BYTES = 2**30  # vectors on the device at a time, where they lie elsewhere
 _BLOCK_BYTES = 4 * 2**20  # vectors converted to float32 at a time, which stay in the cache
 
 
@@ -63,10 +66,10 @@ def exact_scan(vectors: Rows) -> Scan:
     rows = as_tensor(vectors)
 
     def scan(queries: Tensor, k: int, met: Tensor) -> tuple[Tensor, Tensor]:
-        step = max(1, _PRODUCTS // len(queries))
+        step = max(1, min(_PRODUCTS // len(queries), _SCANNED_BYTES // rows[:1].nbytes))
         parts: list[tuple[Tensor, Tensor]] = []
         for start in range(0, len(rows), step):
-            products = _products(queries, rows[start : start + step])
+            products = _products(queries, rows[start : start + step].to(queries.device))
             products.masked_fill_(met[:, start : start + step], -torch.inf)
             values, places = products.topk(min(k, products.shape[1]), dim=1, sorted=False)
             parts.append((values, places + start))
@@ -143,7 +146,7 @@ def surrogate_search(
         if not len(going):
             break
         if start is not None and number == 0:
-            functions = [start[going].to(device)]
+            functions = [start.to(device)[going]]
         else:
             functions = pool.fit(going, parts=number >= _WHOLE_ROUNDS)
         pool.grow(going, functions, per_round)
@@ -179,8 +182,6 @@ class _Pool:
         self.ridge = ridge
         self.scores, self.docids = documents.enter(seeds)
         self.vectors = self._take(self.docids)
-        if documents.hidden is not None:
-            documents.met |= documents.hidden
         self.last_yield = torch.ones(len(self.scores), device=documents.device)
         self.n_rounds = torch.ones(len(self.scores), dtype=torch.long, device=documents.device)
         self.failed = torch.zeros(len(self.scores), dtype=torch.bool, device=documents.device)
@@ -216,13 +217,14 @@ class _Pool:
     def _evaluate(self, queries: Tensor, functions: Sequence[Tensor], number: int) -> tuple[Tensor, Tensor]:
         documents, found = self.documents, []
         for function in functions:
-            met = documents.met if len(queries) == len(documents.met) else documents.met[queries]
+            met = documents.met if documents.hidden is None else documents.met | documents.hidden
+            met = met if len(queries) == len(met) else met[queries]
             values, docids = self.scan(function, -(-number // len(functions)), met)
             new = values > -torch.inf
             found.append(documents.meet(queries.unsqueeze(1).expand_as(docids)[new], docids[new]))
         owners, docids = (torch.cat(part) for part in zip(*found, strict=True))
         order = (owners * len(documents) + docids).argsort()
-        self.n_rounds[queries] += 1
+        self.n_rounds += torch.bincount(owners, minlength=len(self.n_rounds)) > 0
         return documents.evaluate(owners[order], docids[order])
 
     def _add(self, scores: Tensor, docids: Tensor) -> None:
