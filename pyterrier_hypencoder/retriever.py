@@ -23,7 +23,7 @@ from .scorer import OnIndex, path_of
 from .search.exhaustive import exhaustive
 from .search.graph import READINGS, SEED, entry_points, graph_search, number_of
 from .search.results import Results
-from .search.surrogate import Scan, surrogate_search
+from .search.surrogate import Scan, n_seeds_for, surrogate_search
 from .storage import Reader, identity
 
 logger = logging.getLogger(__name__)
@@ -32,8 +32,6 @@ SEARCHES = ("auto", "exhaustive", "graph", "surrogate")
 FILTER_COLUMN = "allowed_docnos"
 FEW = 16
 """Documents that a surrogate is fitted to at least, and that a round evaluates."""
-SEEDS = 1024
-"""Documents that a surrogate is fitted to at first, but for q-nets with a query vector: a quarter."""
 SMALL = 20_000
 """Documents up to which ``search="auto"`` evaluates all; on a GPU, fifty times as many."""
 SCANNED = 2_000_000
@@ -363,7 +361,7 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
             return number_of(self.initial_candidates, reader.doc_count)
         if self.n_seeds is not None:
             return self.n_seeds
-        return SEEDS // 4 if qnets.query_vectors is not None else max(SEEDS, 2 * reader.vec_size)
+        return n_seeds_for(reader.vec_size, started=qnets.query_vectors is not None)
 
     def _enters_all(self, entries: np.ndarray | list[np.ndarray], count: int) -> bool:
         """Whether a search would begin with as many documents as may be returned, so that evaluating those is less."""

@@ -83,12 +83,27 @@ def test_the_searches_of_an_index_by_a_bi_encoder_are_compared(minilm, folder, d
     index = HypencoderIndexer(folder / "minilm.hyp", minilm).index(docs[:60])
     table = compared(index, folder, "--dataset", str(folder), "--topics", "3", "--released")
     assert table["way"].tolist() == [*WAYS, "dense", "flat", "hnsw"]
-    assert (table["queries"] == 3).all()
     assert table["nDCG@10"].between(0, 1).all()
     assert table["n_scored"].isna().tolist() == [False] * 7 + [True] * 2
     assert table["ms_batch"].isna().tolist() == [False] * 5 + [True] + [False] * 3
     printed = capsys.readouterr().out
     assert all(line in printed for line in ("encoding q-nets", "encoding query vectors", "\nsurrogate: R@10 1.000, 60 scored"))
+
+
+def test_combined_needs_are_q_nets():
+    needs, vectors = torch.randn(5, 4, 16), torch.randn(40, 16)
+    inner = needs @ vectors.T
+    a, b = inner[:, 0], inner[:, 1]
+    expected = {"or2": a.maximum(b), "and2": a.minimum(b), "xor2": (a - b).abs(), "or4": inner.amax(dim=1)}
+    for kind in search.COMBINATIONS:
+        torch.testing.assert_close(search.combined_qnets(kind, needs).score(vectors), expected[kind], rtol=1e-4, atol=1e-4)
+
+
+def test_combined_needs_are_searched(minilm, folder, docs):
+    pytest.importorskip("matplotlib")
+    index = HypencoderIndexer(folder / "minilm.hyp", minilm).index(docs[:60])
+    table = compared(index, folder, "--dataset", str(folder), "--topics", "3", "--combine", "or4")
+    assert table["way"].tolist() == WAYS[:-1] and "nDCG@10" not in table
 
 
 def test_random_q_nets_need_no_topics(own_index, tmp_path):

@@ -37,6 +37,7 @@ FAILED = 0.05
 GUARDED = 4
 """The round from which on q-nets are given up."""
 _WHOLE_ROUNDS = 2  # with one function for all documents
+_SEEDS = 1024
 _PARTS = 4  # functions of each later round
 _SHARPNESS = 20.0  # of the neighbourhoods, by cosine
 _PRODUCTS = 2**25  # inner products in memory at a time
@@ -171,6 +172,11 @@ def surrogate_search(
         queries = walking.nonzero()[:, 0].tolist()
         results = results.extended(queries, walked.select(queries))
     return results
+
+
+def n_seeds_for(vec_size: int, *, started: bool) -> int:
+    """Documents to begin with, enough for a fit and for needs of several kinds; fewer where the first round needs no fit."""
+    return _SEEDS // 4 if started else max(_SEEDS, 2 * vec_size)
 
 
 class _Pool:
