@@ -83,7 +83,7 @@ def compare(model: Any, index: Any, topics: pd.DataFrame, qrels: pd.DataFrame) -
     qnets = model.encode_queries(list(topics["query"]))
     shared, runs = [], {"q-net": [], "linear": []}
     for i, qid in enumerate(topics["qid"]):
-        scores = qnets.select([i]).score(vectors.float())[0].double()
+        scores = qnets.select([i]).score(vectors.float())[0].double().cpu()
         linear = fit(vectors, scores)
         shared.append(overlap(scores, linear))
         for name, values in (("q-net", scores), ("linear", linear)):

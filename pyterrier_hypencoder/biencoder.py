@@ -85,15 +85,13 @@ class BiEncoder(Encoder):
         return network, network, hub.load_tokenizer(self.name_or_path, self.revision)
 
     def _dual_networks(self) -> tuple[nn.Module, nn.Module, Any]:
-        model, config = checkpoint.load(self.name_or_path, revision=self.revision)
+        options: dict[str, Any] = {"pooling": self.pooling, "normalize": self.normalize}
+        model, config = checkpoint.load(self.name_or_path, revision=self.revision, **options)
         if config.architecture != "TextDualEncoder":
             raise ValueError(
                 f"expected a bi-encoder in {self.name_or_path!r}, found a {config.architecture}; load it with "
                 f"Hypencoder({self.name_or_path!r})"
             )
-        for side in (model.query_encoder, model.passage_encoder):
-            side.pooling = self.pooling or side.pooling
-            side.normalize = side.normalize if self.normalize is None else self.normalize
         backbone = config.query_encoder_kwargs.get("model_name_or_path", "")
         return model.query_encoder, model.passage_encoder, hub.load_tokenizer(self.name_or_path, self.revision, backbone)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from .hub import CONFIG_FILE, backbone_config, find_file, load_transformer, pooling_settings, read_json
 from .model import ARCHITECTURES, DualEncoderConfig, HypencoderDualEncoder
+from .qnet import QNetSpec
 
 WEIGHT_FILES = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
 _TRUNKS = {side: f"{side}_encoder.transformer." for side in ("query", "passage")}
@@ -56,6 +59,9 @@ def load(
     *,
     revision: str | None = None,
     pads_in_mean: bool = False,
+    pooling: str | None = None,
+    normalize: bool | None = None,
+    qnet: Mapping[str, Any] | None = None,
 ) -> tuple[HypencoderDualEncoder, DualEncoderConfig]:
     """Loads a dual encoder in float32 on the CPU, in evaluation mode.
 
@@ -66,12 +72,15 @@ def load(
         name_or_path: directory or hub id.
         revision: branch, tag or commit on the hub.
         pads_in_mean: see :func:`pyterrier_hypencoder.model.pool`.
+        pooling: in place of what the configuration says, as for the next two.
+        normalize: whether vectors have length 1.
+        qnet: options of :class:`pyterrier_hypencoder.QNetSpec`; see :func:`adjusted`.
 
     Raises:
         FileNotFoundError: where configuration or weights are missing, or the backbone is not known.
-        ValueError: where the weights do not fit the configuration, naming them.
+        ValueError: where the weights do not fit the configuration, naming them, or an option does not exist.
     """
-    config = read_config(name_or_path, revision)
+    config = adjusted(read_config(name_or_path, revision), pooling=pooling, normalize=normalize, qnet=qnet)
     model = build(config, name_or_path, pads_in_mean=pads_in_mean)
     weights = read_weights(name_or_path, revision)
     base = config.extra.get("base_weights")
@@ -79,6 +88,40 @@ def load(
         weights = _trunks_of(load_transformer(base)) | weights
     fit_weights(model, weights, name_or_path)
     return model.eval(), config
+
+
+def adjusted(
+    config: DualEncoderConfig,
+    *,
+    pooling: str | None = None,
+    normalize: bool | None = None,
+    qnet: Mapping[str, Any] | None = None,
+) -> DualEncoderConfig:
+    """A configuration with some of its options in place of its own.
+
+    Args:
+        config: stays as it is.
+        pooling: of both sides.
+        normalize: of both sides.
+        qnet: options of :class:`pyterrier_hypencoder.QNetSpec` under which the same weights are read, such as
+            ``do_residual=False``.
+
+    Raises:
+        ValueError: for an option of q-nets that does not exist, or that decides the weights' shapes.
+    """
+    config = copy.deepcopy(config)
+    known = {field.name for field in dataclasses.fields(QNetSpec)} - {"vector_dimensions", "inner_product_skip", "narrowed"}
+    if unknown := sorted(set(qnet or {}) - known):
+        raise ValueError(f"qnet: expected some of {sorted(known)}, found {', '.join(unknown)}")
+    if qnet:
+        config.query_encoder_kwargs["converter_kwargs"] = (config.query_encoder_kwargs.get("converter_kwargs") or {}) | dict(
+            qnet
+        )
+    if pooling is not None:
+        config.query_encoder_kwargs["pooling_type"] = config.passage_encoder_kwargs["pooling_type"] = pooling
+    if normalize is not None:
+        config.passage_encoder_kwargs["normalize"] = normalize
+    return config
 
 
 def build(

@@ -174,15 +174,19 @@ class Encoder(ByArguments):
 
     def record(self) -> dict[str, Any]:
         """What an index keeps of the model that made its vectors, to make the encoder again."""
-        defaults = {a.name: a.init_default_value for a in pt.inspect.transformer_attributes(self)}  # type: ignore[arg-type]
-        skipped = ("name_or_path", "revision", "device", "batch_size", "verbose")
         return {
             "class": type(self).__name__,
             "name": os.path.abspath(self.name_or_path) if os.path.isdir(self.name_or_path) else self.name_or_path,
             "revision": self.revision,
             "fingerprint": self.fingerprint,
-            "options": {k: v for k, v in self._arguments().items() if k not in skipped and v != defaults[k]},
+            "options": self.options(skip=("device", "batch_size", "verbose")),
         }
+
+    def options(self, skip: Sequence[str] = ()) -> dict[str, Any]:
+        """The arguments, but for name and revision, that are not what they are by default."""
+        defaults = {a.name: a.init_default_value for a in pt.inspect.transformer_attributes(self)}  # type: ignore[arg-type]
+        skip = ("name_or_path", "revision", *skip)
+        return {key: value for key, value in self._arguments().items() if key not in skip and value != defaults[key]}
 
     def doc_encoder(self, *, text_field: TextField = "text", batch_size: int = _BUFFER, verbose: bool = False) -> DocEncoder:
         """A transformer that adds ``doc_vec``; see :class:`pyterrier_hypencoder.stages.DocEncoder`."""

@@ -10,10 +10,10 @@ import pandas as pd
 import pyterrier as pt
 
 from .encoder import Encoder
-from .frames import TextField
+from .frames import TextField, fields_of
 from .hypencoder import load_encoder
 from .training.data import RowSampler, TrainingRows
-from .training.mining import mine
+from .training.mining import digest, mine
 from .training.trainer import HypencoderTrainer
 from .validation import Validation
 
@@ -87,7 +87,7 @@ class HypencoderEstimator(pt.Estimator):
         Args:
             topics_or_res_tr: qid and query, perhaps with candidates: docno and text.
             qrels_tr: qid, docno, label.
-            topics_or_res_va: the same to validate on, every ``eval_steps`` of the trainer's arguments.
+            topics_or_res_va: the same to validate on, every ``eval_steps`` of the trainer's arguments, or ten times in all.
             qrels_va: its judgements.
 
         Returns:
@@ -99,10 +99,17 @@ class HypencoderEstimator(pt.Estimator):
         rows = self._rows(topics_or_res_tr, qrels_tr)
         validate = None
         if topics_or_res_va is not None and qrels_va is not None:
-            validate = Validation(topics_or_res_va, qrels_va, self.docs, measures=self.measures, text_field=self.text_field)
+            validate = Validation(
+                topics_or_res_va,
+                qrels_va,
+                self.docs,
+                measures=self.measures,
+                text_field=self.text_field,
+                options=self.trainer.encoder_options,
+            )
         best = None if validate is None else str(validate.measures[0])
         folder = self.trainer.fit(rows, validate=validate, best=best, resume=self.resume)
-        self._model = load_encoder(str(folder))
+        self._model = load_encoder(str(folder), **self.trainer.encoder_options)
         return self
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
@@ -110,8 +117,9 @@ class HypencoderEstimator(pt.Estimator):
         return self.model.text_scorer(text_field=self.text_field)(inp)
 
     def _rows(self, given: pd.DataFrame, qrels: pd.DataFrame) -> TrainingRows:
-        topics, docs, retriever = given, self.docs, self.retriever
+        topics, docs, retriever, name = given, self.docs, self.retriever, "rows"
         if "docno" in given.columns:
+            name += f"-{digest(given[[c for c in given.columns if c in ('qid', 'docno', *fields_of(self.text_field))]])}"
             topics = given[["qid", "query"]].drop_duplicates("qid")
             retriever = pt.Transformer.from_df(given)
             docs = given.drop_duplicates("docno") if docs is None else docs
@@ -125,7 +133,7 @@ class HypencoderEstimator(pt.Estimator):
             qrels,
             docs,
             retriever,
-            path=Path(self.trainer.output_dir) / "rows.jsonl.gz",
+            path=Path(self.trainer.output_dir) / f"{name}.jsonl.gz",
             negatives=self.negatives,
             teacher=self.teacher,
             text_field=self.text_field,

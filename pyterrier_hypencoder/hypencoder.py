@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -31,6 +31,8 @@ class Hypencoder(Encoder):
         revision: branch, tag or commit on the hub.
         pads_in_mean: take padding into the sum when pooling by mean, as the released code does; a document's vector then
             depends on the others of its batch. Only for comparing with that code.
+        qnet: options of :class:`QNetSpec` in place of the checkpoint's own, such as ``{"do_residual": False}``: the published
+            code of Matryoshka q-nets (arXiv 2607.17457) leaves residuals out whatever the configuration says.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Hypencoder(Encoder):
         verbose: bool = False,
         revision: str | None = None,
         pads_in_mean: bool = False,
+        qnet: Mapping[str, Any] | None = None,
     ) -> None:
         self.name_or_path = str(name_or_path)
         self.device = device
@@ -55,6 +58,7 @@ class Hypencoder(Encoder):
         self.verbose = verbose
         self.revision = revision
         self.pads_in_mean = pads_in_mean
+        self.qnet = qnet
 
     @property
     def vec_size(self) -> int:
@@ -64,8 +68,10 @@ class Hypencoder(Encoder):
     @property
     def qnet_spec(self) -> QNetSpec:
         """The architecture of the q-nets; needs the configuration only."""
-        name, revision = self.name_or_path, self.revision
-        return self._open("spec", (name, revision), lambda: self._checked(checkpoint.read_config(name, revision)).qnet_spec)
+        return self._open("spec", self._load_key(), lambda: self._checked(self._config()).qnet_spec)
+
+    def _config(self) -> DualEncoderConfig:
+        return checkpoint.adjusted(checkpoint.read_config(self.name_or_path, self.revision), qnet=self.qnet)
 
     def _checked(self, config: DualEncoderConfig) -> DualEncoderConfig:
         if config.architecture != "HypencoderDualEncoder":
@@ -76,10 +82,11 @@ class Hypencoder(Encoder):
         return config
 
     def _load_key(self) -> tuple[Any, ...]:
-        return (*super()._load_key(), self.pads_in_mean)
+        return (*super()._load_key(), self.pads_in_mean, dict(self.qnet or {}))
 
     def _networks(self) -> tuple[nn.Module, nn.Module, Any]:
-        model, config = checkpoint.load(self.name_or_path, revision=self.revision, pads_in_mean=self.pads_in_mean)
+        options: dict[str, Any] = {"pads_in_mean": self.pads_in_mean, "qnet": self.qnet}
+        model, config = checkpoint.load(self.name_or_path, revision=self.revision, **options)
         self._checked(config)
         backbone = config.query_encoder_kwargs.get("model_name_or_path", "")
         return model.query_encoder, model.passage_encoder, hub.load_tokenizer(self.name_or_path, self.revision, backbone)

@@ -91,6 +91,11 @@ class Validation:
             return HypencoderIndex(path).retriever(encoder, num_results=self.num_results)(self.topics)
 
     def _corpus(self) -> Any:
+        if self.judged is not None and not isinstance(self.docs, list):  # they are few, and read once
+            self.docs = list(self._wanted_docs())
+        return self._wanted_docs()
+
+    def _wanted_docs(self) -> Any:
         docs = self.docs.get_corpus_iter(verbose=False) if hasattr(self.docs, "get_corpus_iter") else self.docs
         records = docs.to_dict("records") if isinstance(docs, pd.DataFrame) else docs
         return (doc for doc in records if self._wanted(doc))

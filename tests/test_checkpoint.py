@@ -279,3 +279,25 @@ def test_the_wrong_class_names_the_right_one(golden, tmp_path):
     queries = encoder.encode_queries(["a planet"])
     assert vectors.shape == (2, 24)
     torch.testing.assert_close(queries.flatten()[0], torch.from_numpy(vectors[0]), rtol=0, atol=1e-5)
+
+
+def test_q_nets_may_be_read_under_other_options(copy, golden, docs, topics):
+    given, queries = Hypencoder(golden / NAME, device="cpu", qnet={"do_residual": False}), list(topics["query"])
+    config = json.loads((copy / "config.json").read_text())["query_encoder_kwargs"]
+    config["converter_kwargs"]["do_residual"] = False
+    edit_config(copy, query_encoder_kwargs=config)
+    edited, plain = Hypencoder(copy, device="cpu"), Hypencoder(golden / NAME, device="cpu")
+    assert given.qnet_spec == edited.qnet_spec != plain.qnet_spec
+    vectors = torch.from_numpy(plain.encode_docs([doc["text"] for doc in docs[:5]]))
+    one, two, three = (model.encode_queries(queries).score(vectors) for model in (given, edited, plain))
+    torch.testing.assert_close(one, two)
+    assert (one - three).abs().max() > 1e-3
+    assert given.record()["options"] == {"qnet": {"do_residual": False}}
+    checkpoint.save(checkpoint.load(str(golden / NAME), qnet={"do_residual": False})[0], copy / "again")
+    assert Hypencoder(copy / "again", device="cpu").qnet_spec == given.qnet_spec
+
+
+@pytest.mark.parametrize("qnet", [{"vector_dimensions": [24, 1]}, {"inner_product_skip": True}, {"residual": False}])
+def test_options_that_q_nets_cannot_be_read_under(golden, qnet):
+    with pytest.raises(ValueError, match=f"qnet: expected some of .*do_residual.*, found {next(iter(qnet))}"):
+        Hypencoder(golden / NAME, qnet=qnet).qnet_spec  # noqa: B018

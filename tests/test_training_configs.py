@@ -185,6 +185,12 @@ def test_the_command_as_it_is_typed(small, validation, golden, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
+def test_without_a_name_the_shipped_configurations_are_listed(capsys):
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in SHIPPED)
+
+
 def test_help_names_the_shipped_configurations(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
@@ -200,7 +206,7 @@ def test_training_goes_on_but_not_with_another_model(small, tmp_path, capsys):
     assert {"checkpoint-1", "checkpoint-2"} <= {path.name for path in out.iterdir()}
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     error = error_of(capsys, "hypencoder.4_layer", *small("hypencoder.4_layer"), "resume=true", "trainer.max_steps=3")
-    assert "checkpoint-2" in error and "is missing" in error
+    assert "checkpoint-2" in error and "vector_dimensions" in error
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
     for folder in out.glob("checkpoint-*"):
         shutil.rmtree(folder)

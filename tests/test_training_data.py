@@ -21,7 +21,11 @@ import pandas as pd
 import pyterrier as pt
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerFast
 
 from pyterrier_hypencoder.training import data, mining
 from pyterrier_hypencoder.training.collator import Collator
@@ -133,11 +137,27 @@ def test_only_what_is_needed_is_read_and_parsed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(data, "_read_lines", counting)
     monkeypatch.setattr(data, "_parts", lambda row, where: parsed.append(row) or parts(row, where))
-    rows = iter(TrainingRows(path, RowSampler(), shuffle_buffer=8, rank=1, world_size=2, skip=10))
+    rows = iter(TrainingRows(path, RowSampler(), shuffle_buffer=8, rank=1, world_size=2))
     assert not read
     list(islice(rows, 3))
     ahead = 2  # lines that datasets reads ahead, which depends on its version
-    assert len(read) <= 13 * 2 + 8 + ahead and len(parsed) == 3
+    assert len(read) <= 3 * 2 + 8 + ahead and len(parsed) == 3
+
+
+def test_what_is_skipped_is_not_parsed_and_whole_passes_are_not_read(tmp_path, monkeypatch):
+    path = write(tmp_path / "rows.jsonl", [row_of(n) for n in range(40)])
+    read, parsed, read_lines, parts = [], [], data._read_lines, data._parts
+
+    def counting(files):
+        for line in read_lines(files):
+            read.append(line["row"])
+            yield line
+
+    monkeypatch.setattr(data, "_read_lines", counting)
+    monkeypatch.setattr(data, "_parts", lambda row, where: parsed.append(row) or parts(row, where))
+    rows = TrainingRows(path, RowSampler(), shuffle_buffer=8, world_size=2, skip=20 * 1000 + 3, epochs=None)
+    list(islice(rows, 3))
+    assert len(read) <= 2 * 40 + 8 and len(parsed) == 3
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):
@@ -409,6 +429,16 @@ def test_batches_of_texts(two_files, tokenizer):
         own = batch["item_ids"][i][batch["item_mask"][i].bool()]
         assert own.tolist() == tokenizer(text, truncation=True, max_length=5)["input_ids"]
         assert batch["item_mask"][i].tolist() == sorted(batch["item_mask"][i].tolist(), reverse=True)
+
+
+def test_a_blank_query_of_a_tokenizer_without_special_tokens():
+    backend = Tokenizer(WordLevel({"[PAD]": 0, "moon": 1}, unk_token="[PAD]"))
+    backend.pre_tokenizer = Whitespace()
+    bare = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]")
+    row = {"query": "", "query_id": None, "items": ["moon", ""], "item_ids": ["a", "b"], "scores": None}
+    batch = Collator(bare)([row])
+    assert batch["query_ids"].tolist() == [[0]] and batch["query_ids"].dtype == torch.int64
+    assert batch["item_ids"].tolist() == [[1], [0]]
 
 
 def test_padding_is_the_tokenizers_and_no_longer_than_needed(tokenizer):

@@ -119,9 +119,44 @@ def test_lora_trains_adapters_and_saves_a_plain_model(start, rows_file, tmp_path
     _, again = trained(Hypencoder(start, device="cpu"), tmp_path / "out", rows_of(rows_file), resume=True, **options)
     for name, value in weights_of(again).items():
         torch.testing.assert_close(value, after[name], rtol=0, atol=1e-6, msg=name)
-    with pytest.raises(ValueError, match="weights that LoRA trains"):
+    with pytest.raises(ValueError, match="found another in .*lora="):
         other = options | {"lora": LORA | {"r": 4}, "max_steps": 9}
         trained(Hypencoder(start, device="cpu"), tmp_path / "out", rows_of(rows_file), resume=True, **other)
+
+
+def test_adapters_go_on_only_over_the_weights_beside_them(start, rows_file, tmp_path):
+    pytest.importorskip("peft")
+    trained(Hypencoder(start, device="cpu"), tmp_path / "out", rows_of(rows_file), lora=LORA)
+    other, _ = checkpoint.load(str(start))
+    torch.nn.init.zeros_(other.query_encoder.transformer.embeddings.word_embeddings.weight)
+    checkpoint.save(other, tmp_path / "other", tokenizer=hub.load_tokenizer(str(start), None))
+    with pytest.raises(ValueError, match="found another in .*frozen="):
+        options = {"lora": LORA, "max_steps": 9, "resume": True}
+        trained(Hypencoder(tmp_path / "other", device="cpu"), tmp_path / "out", rows_of(rows_file), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lora": LORA | {"use_dora": True}}, "lora: expected options whose adapters can be merged .* found use_dora"),
+        ({"lora": LORA | {"modules_to_save": ["dense"]}}, "found modules_to_save"),
+        ({"lora": LORA, "train": "head"}, "lora: expected none with train='head'"),
+        ({"backbone_layers": 1, "train": "head"}, "backbone_layers: expected none with train='head'"),
+        ({"lora": LORA, "backbone_layers": 1}, "expected backbone_layers or lora, found both"),
+    ],
+)
+def test_choices_that_contradict_each_other(start, tmp_path, options, message):
+    pytest.importorskip("peft")
+    with pytest.raises(ValueError, match=message):
+        HypencoderTrainer(Hypencoder(start, device="cpu"), tmp_path, **options)
+
+
+def test_a_model_with_adapters_is_not_trained_again(start, tmp_path):
+    pytest.importorskip("peft")
+    encoder, _ = checkpoint.load(str(start))
+    HypencoderTrainer(encoder, tmp_path, lora=LORA)
+    with pytest.raises(ValueError, match="load its checkpoint"):
+        HypencoderTrainer(encoder, tmp_path)
 
 
 def test_only_the_last_layers_of_a_backbone_are_trained(start, rows_file, tmp_path):
@@ -144,6 +179,9 @@ def test_the_heads_rates_fall_with_fan_in(start):
     for name, parameter in network.named_parameters():
         expected = 1e-5 if ".transformer." in name else 1e-2 / (parameter.shape[-1] if parameter.ndim > 1 else 1)
         assert rates[id(parameter)] == pytest.approx(expected), name
+    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    for name, parameter in network.named_parameters():
+        assert decay[id(parameter)] == (0.1 if parameter.ndim > 1 else 0.0), name
 
 
 def test_rates_by_fan_in_are_what_the_optimiser_steps_by(start, rows_file, tmp_path):

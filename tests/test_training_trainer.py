@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndexer, check
 from pyterrier_hypencoder.model import DualEncoderConfig  # noqa: E402
 from pyterrier_hypencoder.training.collator import Collator  # noqa: E402
 from pyterrier_hypencoder.training.data import RowSampler, TrainingRows  # noqa: E402
-from pyterrier_hypencoder.training.network import LOSSES, TrainingNetwork  # noqa: E402
+from pyterrier_hypencoder.training.network import LOSSES, OWN_GROUP, TrainingNetwork  # noqa: E402
 from pyterrier_hypencoder.training.trainer import HypencoderTrainer  # noqa: E402
 
 NAME = "tiny_6l_cls_shared"
@@ -157,12 +158,12 @@ def test_validation_comes_with_every_checkpoint_unless_told_otherwise(golden, to
     assert len(measured) == 2
 
 
-def test_a_loss_that_is_no_number_stops_and_leaves_the_checkpoints(golden, tokenizer, rows_file, tmp_path):
+def test_a_loss_that_is_no_number_stops_and_leaves_the_checkpoints(golden, tokenizer, rows_file, tmp_path, monkeypatch):
     trainer = trainer_of(golden, tokenizer, tmp_path, max_steps=4, arguments={"save_steps": 2})
     trainer.fit(rows_of(rows_file), Collator(tokenizer))
     before = sorted(path.name for path in tmp_path.iterdir())
     broken = trainer_of(golden, tokenizer, tmp_path, max_steps=8, arguments={"save_steps": 2})
-    broken.network.weights = {"margin_mse": float("nan")}
+    monkeypatch.setitem(OWN_GROUP, "margin_mse", lambda scores, teacher: scores.sum() * float("nan"))
     with pytest.raises(FloatingPointError, match="after step 4"):
         broken.fit(rows_of(rows_file), Collator(tokenizer), resume=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
@@ -173,8 +174,121 @@ def test_checkpoints_are_neither_overwritten_nor_mixed(golden, tokenizer, rows_f
     with pytest.raises(FileExistsError, match="resume=True"):
         trainer_of(golden, tokenizer, tmp_path).fit(rows_of(rows_file), Collator(tokenizer))
     other = trainer_of(golden, tokenizer, tmp_path, encoder=encoder_of(golden, layers=3), max_steps=20)
-    with pytest.raises(ValueError, match=r"found one of another .*hyper_base_matrices.3 .* is missing"):
+    with pytest.raises(
+        ValueError, match=r"found another in .*vector_dimensions=\[24, 24, 24, 1\] \(now \[24, 24, 24, 24, 1\]\)"
+    ):
         other.fit(rows_of(rows_file), Collator(tokenizer), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"losses": ["cross_entropy_first_items"]}, "losses"),
+        ({"batch_size": 4}, "batch_size"),
+        ({"seed": 1}, "seed"),
+        ({"train": "head"}, "train"),
+        ({"widths": [12, 24]}, "matryoshka_widths"),
+        ({"scale": 2.0}, "scale"),
+    ],
+)
+def test_a_run_goes_on_as_it_was_begun(golden, tokenizer, rows_file, tmp_path, change, named):
+    trainer_of(golden, tokenizer, tmp_path, max_steps=1).fit(rows_of(rows_file), Collator(tokenizer))
+    before = (tmp_path / "checkpoint-1" / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=f"found another in .*{named}"):
+        trainer_of(golden, tokenizer, tmp_path, **change).fit(rows_of(rows_file), Collator(tokenizer), resume=True)
+    assert (tmp_path / "checkpoint-1" / "model.safetensors").read_bytes() == before
+    longer = trainer_of(golden, tokenizer, tmp_path, max_steps=2, learning_rate=1e-4)
+    assert longer.fit(rows_of(rows_file), Collator(tokenizer), resume=True)  # these may change
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(golden, tokenizer, rows_file, tmp_path):
+    options = {"max_steps": 4, "arguments": {"save_steps": 2}}
+    whole = trainer_of(golden, tokenizer, tmp_path, **options)
+    whole.fit(rows_of(rows_file), Collator(tokenizer))
+    (tmp_path / "checkpoint-4" / "trainer_state.json").unlink()
+    rows = rows_of(rows_file)
+    again = trainer_of(golden, tokenizer, tmp_path, **options)
+    again.fit(rows, Collator(tokenizer), resume=True)
+    assert rows.skip == 2 * 8
+    for (name, one), two in zip(whole.network.state_dict().items(), again.network.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-6, msg=name)
+    trainer_of(golden, tokenizer, tmp_path / "new", max_steps=1).fit(rows, Collator(tokenizer))
+    assert rows.skip == 0  # a run of its own begins at the first row
+
+
+def test_weights_that_are_no_numbers_are_not_kept(golden, tokenizer, rows_file, tmp_path):
+    arguments = {"save_steps": 1, "save_total_limit": 1}
+    trainer = trainer_of(golden, tokenizer, tmp_path, max_steps=3, arguments=arguments)
+    seen = []
+    weight = trainer.network.encoder.query_encoder.hyper_base_matrices[0]
+    weight.register_hook(lambda gradient: seen.append(1) or (gradient * float("nan") if len(seen) == 2 else gradient))
+    with pytest.raises(FloatingPointError, match="expected finite weights, found NaN or infinity after step 2"):
+        trainer.fit(rows_of(rows_file), Collator(tokenizer))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+    last = trainer_of(golden, tokenizer, tmp_path / "last", max_steps=1, learning_rate=1e39, arguments={"save_strategy": "no"})
+    with pytest.raises(FloatingPointError, match="after step 1"):
+        last.fit(rows_of(rows_file), Collator(tokenizer))
+    assert not (tmp_path / "last" / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [({}, [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]), ({"eval_steps": 5}, [5, 10, 15, 20]), ({"save_steps": 10}, [10, 20])],
+)
+def test_the_best_checkpoint_is_one_that_was_measured(golden, tokenizer, rows_file, tmp_path, arguments, steps):
+    trainer = trainer_of(golden, tokenizer, tmp_path, max_steps=20, batch_size=2, arguments=arguments)
+    measured = []
+
+    def validate(folder: Path) -> dict[str, float]:
+        measured.append(checkpoint.read_weights(str(folder))["query_encoder.hyper_base_matrices.0"])
+        return {"AP": 1.0 - len(measured) / 100}
+
+    folder = trainer.fit(rows_of(rows_file), Collator(tokenizer), validate=validate, best="AP")
+    assert len(measured) == len(steps)
+    assert torch.equal(checkpoint.read_weights(str(folder))["query_encoder.hyper_base_matrices.0"], measured[0])
+    kept = {int(path.name.rpartition("-")[2]) for path in tmp_path.glob("checkpoint-*")}
+    assert kept == {steps[0], steps[-1]}
+
+
+def test_a_best_checkpoint_that_cannot_be_found(golden, tokenizer, rows_file, tmp_path):
+    def fit(best, validate=lambda folder: {"AP": 0.1}, **arguments):
+        trainer = trainer_of(golden, tokenizer, tmp_path, arguments=arguments)
+        trainer.fit(rows_of(rows_file), Collator(tokenizer), validate=validate, best=best)
+
+    with pytest.raises(ValueError, match="expected validate="):
+        fit("AP", None)
+    with pytest.raises(ValueError, match=r"save_steps: expected eval_steps \(2\)"):
+        fit("AP", eval_steps=2, save_steps=3)
+    with pytest.raises(ValueError, match=r"best: expected one of .*'AP'.*, found 'AQ'"):
+        fit("AQ", SimpleNamespace(measures=["AP"]))
+    assert not list(tmp_path.glob("model"))
+
+
+def test_documents_whose_encoder_is_trained_cannot_be_vectors(golden, tokenizer, rows_file, tmp_path):
+    collator = Collator(tokenizer, vectors=lambda docnos: np.zeros((len(docnos), 24)))
+    with pytest.raises(ValueError, match=r"collator.vectors: .*train='queries'"):
+        trainer_of(golden, tokenizer, tmp_path).fit(rows_of(rows_file), collator)
+
+
+@pytest.mark.parametrize(("train", "shared"), [("queries", False), ("head", False), ("head", True)])
+def test_frozen_documents_are_encoded_without_dropout(golden, tokenizer, rows_file, tmp_path, train, shared):
+    encoder = encoder_of(golden, shared=shared, backbone={"hidden_dropout_prob": 0.5})
+    network = trainer_of(golden, tokenizer, tmp_path, encoder=encoder, train=train).network
+    seen = []
+    network.encoder.passage_encoder.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    batch = Collator(tokenizer)(list(rows_of(rows_file)))
+    network.train()(**batch)
+    assert encoder.query_encoder.transformer.training and not seen[0].requires_grad
+    with torch.inference_mode():
+        torch.testing.assert_close(network.eval().encoder.passage_encoder(batch["item_ids"], batch["item_mask"]), seen[0])
+
+
+def test_a_second_stage_trains_what_the_first_has_frozen(golden, tokenizer, rows_file, tmp_path):
+    encoder = encoder_of(golden)
+    trainer_of(golden, tokenizer, tmp_path / "head", encoder=encoder, train="head")
+    free = {name for name, p in encoder_of(golden).named_parameters() if ".pooler." not in name}
+    trainer_of(golden, tokenizer, tmp_path / "all", encoder=encoder, train="all")
+    assert {name for name, p in encoder.named_parameters() if p.requires_grad} == free
 
 
 def test_matryoshka_losses_are_averaged_over_widths(golden, tokenizer, rows_file):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import ir_measures
+import numpy as np
 import pandas as pd
 import pyterrier as pt
 import pytest
@@ -13,8 +14,9 @@ import pytest
 pytest.importorskip("datasets")
 pytest.importorskip("accelerate")
 
-from pyterrier_hypencoder import HypencoderIndexer, HypencoderTrainer  # noqa: E402
+from pyterrier_hypencoder import BiEncoder, HypencoderIndexer, HypencoderTrainer, validation  # noqa: E402
 from pyterrier_hypencoder.estimator import HypencoderEstimator  # noqa: E402
+from pyterrier_hypencoder.hypencoder import load_encoder  # noqa: E402
 from pyterrier_hypencoder.validation import Validation  # noqa: E402
 
 
@@ -43,9 +45,9 @@ def expected(run: pd.DataFrame, qrels: pd.DataFrame, measure: str) -> float:
 def test_a_collection_is_indexed_and_searched(model, docs, topics, qrels, index):
     run = index.retriever(model, num_results=50)(topics)
     for given in (docs, iter(docs), pd.DataFrame(docs)):
-        validation = Validation(topics, qrels, given, measures=["Rprec", "nDCG@10"], num_results=50)
+        measure = Validation(topics, qrels, given, measures=["Rprec", "nDCG@10"], num_results=50)
         for _ in range(2):  # the documents are read again
-            found = validation(model)
+            found = measure(model)
         assert found == pytest.approx({name: expected(run, qrels, name) for name in ("Rprec", "nDCG@10")}, abs=1e-3)
     assert Validation(topics, qrels, index, num_results=50)(model) == {"Rprec": pytest.approx(expected(run, qrels, "Rprec"))}
 
@@ -58,6 +60,20 @@ def test_judged_documents_alone(model, docs, topics, qrels, index):
         found = Validation(topics, qrels, given, measures=["AP"], judged_only=True)(model)
         assert found["AP"] == pytest.approx(expected(run, qrels, "AP"), abs=1e-3)
     assert found["AP"] > Validation(topics, qrels, index, measures=["AP"])(model)["AP"]
+
+
+def test_judged_documents_of_a_dataset_are_read_once(model, docs, topics, qrels):
+    class Dataset:
+        read = 0
+
+        def get_corpus_iter(self, verbose=True):
+            self.read += 1
+            return iter(docs)
+
+    dataset = Dataset()
+    measure = Validation(topics, qrels, dataset, judged_only=True)
+    assert measure(model) == measure(model)
+    assert dataset.read == 1 and {doc["docno"] for doc in measure.docs} == set(qrels["docno"])
 
 
 def test_candidates_are_re_ranked(model, candidates, qrels):
@@ -98,6 +114,26 @@ def test_the_estimator_learns_from_the_candidates_of_a_pipeline(model, topics, q
     pd.testing.assert_frame_equal(result, estimator.model.text_scorer()(candidates))
     state = json.loads((tmp_path / "out" / "checkpoint-4" / "trainer_state.json").read_text())
     assert [entry["eval_nDCG@10"] for entry in state["log_history"] if "eval_nDCG@10" in entry]
+
+
+def test_other_candidates_are_other_rows(model, topics, qrels, candidates, tmp_path):
+    for first in (candidates, candidates[candidates["rank"] < 6]):
+        HypencoderEstimator(trainer_of(model, tmp_path / "out"), sampled=3, resume=True).fit(first, qrels)
+    assert len(list((tmp_path / "out").glob("rows-*.jsonl.gz"))) == 2
+
+
+def test_the_estimator_measures_and_gives_back_what_it_was_given(minilm, topics, qrels, candidates, tmp_path, monkeypatch):
+    given = BiEncoder(
+        minilm.name_or_path,
+        **{"query_prefix": "query: ", "doc_prefix": "passage: ", "doc_max_length": 16, "device": "cpu", "normalize": False},
+    )
+    loaded = []
+    monkeypatch.setattr(validation, "load_encoder", lambda *a, **k: loaded.append(load_encoder(*a, **k)) or loaded[-1])
+    estimator = HypencoderEstimator(trainer_of(given, tmp_path / "out"), sampled=3)
+    estimator.fit(candidates, qrels, candidates, qrels)
+    for model in (estimator.model, loaded[0]):
+        assert (model.query_prefix, model.doc_prefix, model.doc_max_length) == ("query: ", "passage: ", 16)
+        assert np.linalg.norm(model.encode_docs(["a planet"])) > 1.01
 
 
 def test_the_estimator_alone_mines_its_negatives(model, topics, qrels, docs, index, tmp_path):

@@ -55,10 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "on several GPUs: torchrun --nproc-per-node 2 -m pyterrier_hypencoder.training ...",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", help="a YAML file, or the name of one of those below")
+    parser.add_argument("config", nargs="?", help="a YAML file, or the name of one of those below")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as trainer.learning_rate=1e-5 resume=true")
     parser.add_argument("--debug", action="store_true", help="log more, and show where errors come from")
     given = parser.parse_args(arguments)
+    if given.config is None:
+        parser.print_help()
+        return 0
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("pyterrier_hypencoder").setLevel(logging.DEBUG if given.debug else logging.INFO)
     try:

@@ -82,7 +82,8 @@ class Collator:
             )
         if texts:
             encoded = iter(self.tokenizer(texts, truncation=True, max_length=max_length)["input_ids"])
-        tokens = [next(encoded) if isinstance(c, str) else self._cut(c, max_length, prefix) for c in contents]
+        # A blank text has no tokens at all where the tokenizer adds no special ones.
+        tokens = [(next(encoded) or [pad]) if isinstance(c, str) else self._cut(c, max_length, prefix) for c in contents]
         ids = pad_sequence([torch.tensor(t) for t in tokens], batch_first=True, padding_value=pad)
         mask = pad_sequence([torch.ones(len(t), dtype=torch.long) for t in tokens], batch_first=True)
         return {f"{name}_ids": ids, f"{name}_mask": mask}

@@ -43,7 +43,8 @@ class ModelConfig:
         backbone: an encoder that both sides begin as; the hyper-head begins at random, as in the paper.
         head_from: a Hypencoder checkpoint from which a model with ``backbone`` takes its hyper-head.
         hidden: widths of the q-nets' hidden layers; null makes a bi-encoder.
-        qnet: other options of :class:`pyterrier_hypencoder.QNetSpec`.
+        qnet: other options of :class:`pyterrier_hypencoder.QNetSpec`; with ``checkpoint``, in place of its own (see
+            :func:`pyterrier_hypencoder.checkpoint.adjusted`).
         pooling: ``cls``, ``mean``, ``max`` or ``last``; null is ``cls`` with ``backbone``, and what it says of itself with
             ``dense``.
         normalize: whether vectors have length 1; null is no with ``backbone``, and what it says of itself with ``dense``.
@@ -74,7 +75,7 @@ class ModelConfig:
                 "null"
             )
         if self.checkpoint is not None:
-            keys = ("head_from", "hidden", "qnet", "pooling", "normalize", "shared_encoder")
+            keys = ("head_from", "hidden", "pooling", "normalize", "shared_encoder")
             decided = [key for key in keys if getattr(self, key) not in (None, {}, False)]
             if decided:
                 raise ValueError(

@@ -156,8 +156,9 @@ class RowSampler:
 class TrainingRows(torch.utils.data.IterableDataset[SampledRow]):
     """Sampled rows of JSONL files, streamed through Hugging Face ``datasets``: memory does not grow with the files.
 
-    Lines are shuffled, split over processes and skipped as they are; only a process's own are parsed (all of them with
-    ``on_short_rows="skip"``, so that processes still get equally many). What is sampled from a row depends on seed, epoch,
+    Lines are shuffled, split over processes and skipped as they are, whole passes without reading them; only a process's own
+    are parsed (all of them, from the first pass on, with ``on_short_rows="skip"``, so that processes still get equally
+    many). What is sampled from a row depends on seed, epoch,
     file (its place in the list) and row number alone: neither on the process that reads it nor on the number of workers.
     Attributes may be set until iteration begins. In a ``DataLoader`` each worker reads files of its own, so that more
     workers than files stay idle, and only one worker (or none) keeps the order of rows.
@@ -218,10 +219,12 @@ class TrainingRows(torch.utils.data.IterableDataset[SampledRow]):
         workers = torch.utils.data.get_worker_info()
         if self.skip and workers is not None and workers.num_workers > 1:
             raise ValueError(f"skip={self.skip}: expected at most one worker to resume, found {workers.num_workers}")
-        lines = self._lines(check=workers is None or workers.num_workers == 1)
+        check = workers is None or workers.num_workers == 1
         if self.on_short_rows == "skip":  # which lines give rows is known only once they are parsed
-            return islice(self._own(self._samples(lines)), self.skip, None)
-        return self._samples(islice(self._own(lines), self.skip, None))
+            return islice(self._own(self._samples(self._lines(self.epoch, check))), self.skip, None)
+        lines = sum(1 for _ in _read_lines(list(enumerate(self.files)))) if self.skip else 0
+        done, left = divmod(self.skip * self.world_size, max(1, lines))
+        return self._samples(self._own(islice(self._lines(self.epoch + done, check), left, None)))
 
     def _own(self, stream: Iterator[Any]) -> Iterator[Any]:
         """This process's part: one of each turn that goes round all processes."""
@@ -229,14 +232,14 @@ class TrainingRows(torch.utils.data.IterableDataset[SampledRow]):
             return stream
         return (turn[self.rank] for turn in chunked(stream, self.world_size) if len(turn) == self.world_size)
 
-    def _lines(self, check: bool) -> Iterator[dict[str, Any]]:
-        """The lines of all passes: epoch, file, row and line; ``check`` makes a pass without any an error."""
+    def _lines(self, first: int, check: bool) -> Iterator[dict[str, Any]]:
+        """The lines of all passes from one on: epoch, file, row and line; ``check`` makes a pass without any an error."""
         from datasets import IterableDataset  # type: ignore[import-untyped]
 
         stream = IterableDataset.from_generator(_read_lines, gen_kwargs={"files": list(enumerate(self.files))})
         if self.shuffle_buffer:
             stream = stream.shuffle(seed=self.seed, buffer_size=self.shuffle_buffer)
-        for epoch in count(self.epoch) if self.epochs is None else range(self.epoch, self.epoch + self.epochs):
+        for epoch in count(first) if self.epochs is None else range(first, self.epoch + self.epochs):
             if self.shuffle_buffer:  # otherwise it would only change the order of files
                 stream.set_epoch(epoch)
             empty = True
@@ -249,8 +252,10 @@ class TrainingRows(torch.utils.data.IterableDataset[SampledRow]):
                 return  # a worker without a file
 
     def _samples(self, lines: Iterable[dict[str, Any]]) -> Iterator[SampledRow]:
-        kept, short, epoch = 0, 0, self.epoch
+        kept, short, epoch = 0, 0, None
         for line in lines:
+            if epoch is None:
+                epoch = line["epoch"]
             if line["epoch"] != epoch:
                 self._report(kept, short)
                 kept, short, epoch = 0, 0, line["epoch"]

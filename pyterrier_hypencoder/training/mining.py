@@ -74,8 +74,8 @@ def mine(
         raise ValueError(f"path: expected a name that ends with {' or '.join(_SUFFIXES)}, found {path.name!r}")
     topics, qrels = _checked_frames(topics, qrels)
     made_from = {
-        "topics": _digest(topics[["qid", "query"]]),
-        "qrels": _digest(qrels),
+        "topics": f"{len(topics)} rows, {digest(topics[['qid', 'query']])}",
+        "qrels": f"{len(qrels)} rows, {digest(qrels)}",
         **{"docs": _name(docs), "retriever": _name(retriever), "teacher": None if teacher is None else _name(teacher)},
         **{"negatives": int(negatives), "max_rank": None if max_rank is None else int(max_rank), "min_label": min_label},
         **{"fields": fields, "seed": seed},
@@ -252,6 +252,6 @@ def _name(given: Any) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", repr(given))
 
 
-def _digest(frame: pd.DataFrame) -> str:
-    digest = hashlib.blake2b(frame.to_csv(index=False).encode(), digest_size=8).hexdigest()
-    return f"{len(frame)} rows, {digest}"
+def digest(frame: pd.DataFrame) -> str:
+    """What tells a frame from others."""
+    return hashlib.blake2b(frame.to_csv(index=False).encode(), digest_size=8).hexdigest()

@@ -87,11 +87,23 @@ class TrainingNetwork(nn.Module):
         Returns:
             ``loss``, a scalar.
         """
-        items = self.encoder.passage_encoder(item_ids, item_mask) if item_vectors is None else item_vectors
+        items = self._encoded(item_ids, item_mask) if item_vectors is None else item_vectors
         queries = self.encoder.query_encoder(query_ids, query_mask)
         qnets = queries if isinstance(queries, QNets) else QNets.linear(queries)
         nets = [qnets] if self.widths is None else [qnets.narrow(width) for width in self.widths]
         return {"loss": torch.stack([self._loss(net, items, teacher) for net in nets]).mean()}
+
+    def _encoded(self, ids: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Document vectors; frozen encoders give those that they give an index, without dropout."""
+        encoder = self.encoder.passage_encoder
+        if any(parameter.requires_grad for parameter in encoder.parameters()):
+            return encoder(ids, mask)
+        training = encoder.training
+        encoder.eval()
+        with torch.no_grad():
+            vectors = encoder(ids, mask)
+        encoder.train(training)  # a query encoder that shares the transformer keeps its dropout
+        return vectors
 
     def _loss(self, qnets: QNets, items: Tensor, teacher: Tensor | None) -> Tensor:
         per_row = len(items) // len(qnets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -32,6 +33,17 @@ def choose(
         ValueError: where options contradict each other or do not fit the encoder.
     """
     check_choice("train", train, TRAINED)
+    if has_adapters(encoder):
+        raise ValueError(
+            "model: expected a dual encoder without adapters, found one that was trained with LoRA; load its checkpoint, in "
+            "which they are merged"
+        )
+    for name, value in {"backbone_layers": backbone_layers, "lora": lora}.items():
+        if value is not None and train == "head":
+            raise ValueError(f"{name}: expected none with train='head', which leaves backbones as they are, found {value!r}")
+    if backbone_layers is not None and lora is not None:
+        raise ValueError("expected backbone_layers or lora, found both; peft's layers_to_transform chooses layers")
+    encoder.requires_grad_(True)  # whatever an earlier stage of training has frozen
     query, passage = encoder.query_encoder, encoder.passage_encoder
     if train == "queries" and query.transformer is passage.transformer:
         raise ValueError(
@@ -71,6 +83,8 @@ def _keep_last(transformer: Any, number: int) -> None:
 
 
 def _add_lora(transformer: nn.Module, lora: Mapping[str, Any]) -> None:
+    if refused := sorted(option for option in ("use_dora", "lora_bias", "modules_to_save") if lora.get(option)):
+        raise ValueError(f"lora: expected options whose adapters can be merged into the weights, found {', '.join(refused)}")
     try:
         import peft
     except ImportError as err:
@@ -95,20 +109,22 @@ def trained(network: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in network.named_parameters() if parameter.requires_grad}
 
 
-def load_trained(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Puts back what :func:`trained` gave.
+def frozen_digest(encoder: nn.Module) -> str | None:
+    """A digest of the weights beside LoRA's adapters, which their checkpoints do not hold; None without adapters."""
+    if not has_adapters(encoder):
+        return None
+    digest = hashlib.blake2b(digest_size=8)
+    for name, parameter in sorted(encoder.named_parameters()):
+        if not parameter.requires_grad:
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().float().contiguous().numpy().data)
+    return digest.hexdigest()
 
-    Raises:
-        ValueError: where other parameters were trained.
-    """
-    own = trained(network)
-    if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in weights.items()}:
-        raise ValueError(
-            f"expected the weights that LoRA trains in this model ({len(own)} tensors), found others ({len(weights)}); were "
-            "its options changed since?"
-        )
+
+def load_trained(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Puts back what :func:`trained` gave."""
     with torch.no_grad():
-        for name, value in own.items():
+        for name, value in trained(network).items():
             value.copy_(weights[name])
 
 
@@ -126,7 +142,8 @@ def groups(network: nn.Module, learning_rate: float, head_learning_rate: float, 
     """Parameter groups for an optimiser, in which the head's rates fall with fan-in.
 
     A step of Adam changes every number by about its rate, so an output that sums F inputs of size 1 by F times as much. A
-    rate of ``head_learning_rate / F`` changes outputs by about ``head_learning_rate``, however wide the layer.
+    rate of ``head_learning_rate / F`` changes outputs by about ``head_learning_rate``, however wide the layer. F is the last
+    dimension of all that has two or more, the q-nets' base vectors (1, F) too, which so learn as slowly as their matrices.
 
     Args:
         network: what is trained.
@@ -134,11 +151,10 @@ def groups(network: nn.Module, learning_rate: float, head_learning_rate: float, 
         head_learning_rate: of the hyper-head, by which a step changes what its layers give.
         weight_decay: of matrices.
     """
-    by_fan_in: dict[int | None, list[Tensor]] = {}
+    alike: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             fan_in = parameter.shape[-1] if parameter.ndim > 1 else 1
-            by_fan_in.setdefault(None if any(part in name for part in _ENCODERS) else fan_in, []).append(parameter)
-    rates = {fan_in: learning_rate if fan_in is None else head_learning_rate / fan_in for fan_in in by_fan_in}
-    decay = {fan_in: 0.0 if fan_in == 1 else weight_decay for fan_in in by_fan_in}
-    return [{"params": by_fan_in[key], "lr": rates[key], "weight_decay": decay[key]} for key in by_fan_in]
+            rate = learning_rate if any(part in name for part in _ENCODERS) else head_learning_rate / fan_in
+            alike.setdefault((rate, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    return [{"params": some, "lr": rate, "weight_decay": decay} for (rate, decay), some in alike.items()]

@@ -19,9 +19,10 @@ def model_of(config: ModelConfig) -> tuple[HypencoderDualEncoder, Any]:
     if config.checkpoint is not None:
         start = config.checkpoint
         if config.weights:
-            encoder, _ = checkpoint.load(start)
+            encoder, _ = checkpoint.load(start, qnet=config.qnet)
         else:
-            encoder = checkpoint.build(checkpoint.read_config(start), start, seed=config.seed)
+            adjusted = checkpoint.adjusted(checkpoint.read_config(start), qnet=config.qnet)
+            encoder = checkpoint.build(adjusted, start, seed=config.seed)
     elif config.dense is not None:
         start = config.dense
         encoder = checkpoint.from_dense(

@@ -15,10 +15,11 @@ from accelerate.utils import broadcast_object_list  # type: ignore[import-untype
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
+from transformers.trainer_utils import IntervalStrategy
 
 from .. import checkpoint, hub
 from ..encoder import Encoder, check_encoder
+from ..hypencoder import Hypencoder
 from ..model import HypencoderDualEncoder
 from . import parameters
 from .collator import Collator
@@ -26,6 +27,8 @@ from .data import TrainingRows
 from .network import TrainingNetwork
 
 _TRAINED = "trained.safetensors"
+_RUN = "run.json"
+_STATE = "trainer_state.json"  # what transformers writes last
 _LOG = logging.getLogger(__name__)
 Validate = Callable[[Path], Mapping[str, float]]
 """Measures a checkpoint directory, for example by indexing and searching a validation collection with it."""
@@ -41,7 +44,7 @@ class HypencoderTrainer:
         tokenizer: a Hugging Face tokenizer, written beside every checkpoint; None takes the model's.
         losses: names, or factors by name; see :data:`pyterrier_hypencoder.training.network.LOSSES`.
         train: what is trained: ``all``; ``queries`` (documents frozen, so that an existing index stays valid); ``head``
-            (only the hyper-head).
+            (only the hyper-head). Frozen documents are encoded without dropout; a frozen query backbone keeps it.
         backbone_layers: how many of the last layers of a trained backbone are trained; None for all, and the embeddings.
         lora: options of ``peft.LoraConfig``: backbones then learn through adapters, which checkpoints have merged in.
         scale: factor of the scores in all losses, an inverse temperature; about 20 for bi-encoders that give cosines, over
@@ -86,7 +89,7 @@ class HypencoderTrainer:
         verbose: bool = False,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        encoder, own_tokenizer, self.collator = _parts_of(model, shared=train == "all")
+        encoder, own_tokenizer, self.collator, self.encoder_options = _parts_of(model, shared=train == "all")
         weights = losses if isinstance(losses, Mapping) else dict.fromkeys(losses, 1.0)
         self.network = TrainingNetwork(encoder, weights, widths, scale)
         if widths is not None:  # so that users of the model know at which widths its q-nets were trained
@@ -94,7 +97,9 @@ class HypencoderTrainer:
         self.output_dir = Path(output_dir)
         self.tokenizer = own_tokenizer if tokenizer is None else tokenizer
         self.head_learning_rate = head_learning_rate
+        self._choices = {"train": train, "backbone_layers": backbone_layers, "lora": None if lora is None else dict(lora)}
         parameters.choose(encoder, train, backbone_layers=backbone_layers, lora=lora)
+        self._given = dict(arguments or {})
         self.arguments = transformers.TrainingArguments(
             **{
                 "output_dir": str(output_dir),
@@ -114,9 +119,12 @@ class HypencoderTrainer:
                 "use_cpu": not (torch.cuda.is_available() or torch.backends.mps.is_available()),
                 **(arguments or {}),
                 "remove_unused_columns": False,
-                "ignore_data_skip": True,  # the rows skip by themselves, without reading
+                "ignore_data_skip": True,  # the rows skip by themselves
             }
         )
+        if self.arguments.n_gpu > 1:  # transformers would split a batch over them, queries and items alike
+            _LOG.warning("one of %d GPUs is used; for all of them, start the program with torchrun", self.arguments.n_gpu)
+            self.arguments._n_gpu = 1
 
     def fit(
         self,
@@ -132,44 +140,120 @@ class HypencoderTrainer:
         Args:
             rows: the sampled rows; split over processes and, on resuming, skipped here.
             collator: makes batches of them; None cuts texts where the model does.
-            validate: measures a checkpoint every ``save_steps``, or as ``eval_strategy`` and ``eval_steps`` say.
-            best: the measure by which the best checkpoint is kept; None keeps the last one.
+            validate: measures a checkpoint every ``eval_steps``; where those are not among the arguments, every
+                ``save_steps``, or ten times in all.
+            best: the measure by which the best checkpoint is kept, which are then written whenever they are measured; None
+                keeps the last one.
             resume: go on from the last checkpoint in ``output_dir``; begins anew where there is none.
 
         Returns:
             The directory of the model: the best one by validation, or the last.
 
         Raises:
-            FloatingPointError: where the loss is NaN or infinite, naming the step; checkpoints stay as they are.
+            FloatingPointError: where loss or weights are NaN or infinite, naming the step; checkpoints stay as they are.
             FileExistsError: where ``output_dir`` holds checkpoints and ``resume`` is not set.
-            ValueError: where the checkpoint to resume from is of another model, or rows are bad.
+            ValueError: where the checkpoint to resume from is of another model or run, options do not fit together, or rows
+                are bad.
         """
         collator = self.collator if collator is None else collator
         if collator is None:
             raise ValueError("collator: expected one with a dual encoder, found none; give Collator(tokenizer, ...)")
-        last = get_last_checkpoint(str(self.output_dir)) if self.output_dir.is_dir() else None
-        if last and not resume:
-            raise FileExistsError(
-                f"expected no checkpoints in {self.output_dir}, found {Path(last).name}; pass resume=True to go on from it, "
-                "or give another output_dir"
+        passage = self.network.encoder.passage_encoder
+        if collator.vectors is not None and any(parameter.requires_grad for parameter in passage.parameters()):
+            raise ValueError(
+                "collator.vectors: expected documents to be encoded, as train='all' changes their encoder, found vectors; use "
+                "train='queries' or 'head', or leave the vectors out"
             )
-        if validate is not None and self.arguments.eval_strategy == "no":
-            self.arguments.eval_strategy = IntervalStrategy.STEPS
-            self.arguments.eval_steps = self.arguments.save_steps
-        if best is not None:
-            self.arguments.metric_for_best_model = f"eval_{best.removeprefix('eval_')}"
-            self.arguments.greater_is_better = True
-            self.arguments.load_best_model_at_end = True
-        trainer = _Trainer(self, rows, collator, validate)
-        if last:
-            step = json.loads((Path(last) / "trainer_state.json").read_text())["global_step"]
+        last = _last_checkpoint(self.output_dir)
+        if last is not None and not resume:
+            raise FileExistsError(
+                f"expected no checkpoints in {self.output_dir}, found {last.name}; pass resume=True to go on from it, or give "
+                "another output_dir"
+            )
+        self._schedule(validate, best)
+        rows.skip = 0
+        if last is not None:
+            self._check_same(last)
+            step = json.loads((last / _STATE).read_text())["global_step"]
             rows.skip = step * self.arguments.per_device_train_batch_size * self.arguments.gradient_accumulation_steps
-        trainer.train(resume_from_checkpoint=last)
+        trainer = _Trainer(self, rows, collator, validate)
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        self.check_finite(trainer.state.global_step)
         final = self.output_dir / "model"
         if trainer.is_world_process_zero():
             self.save(final)
         trainer.accelerator.wait_for_everyone()
         return final
+
+    def _schedule(self, validate: Validate | None, best: str | None) -> None:
+        """When checkpoints are written and measured: together, where the best one is kept."""
+        given, arguments = self._given, self.arguments
+        if validate is None:
+            if best is not None:
+                raise ValueError(f"best: expected validate=... to measure {best!r} with, found none; give both or neither")
+            return
+        every = given.get("eval_steps") or given.get("save_steps") or max(1, arguments.max_steps // 10)
+        arguments.eval_strategy, arguments.eval_steps = IntervalStrategy.STEPS, every
+        if best is None:
+            return
+        known = [str(measure) for measure in getattr(validate, "measures", [best])]
+        if best not in known:
+            raise ValueError(f"best: expected one of the measures {known}, found {best!r}")
+        if given.get("save_steps", every) != every or given.get("save_strategy", "steps") != "steps":
+            raise ValueError(
+                f"save_steps: expected eval_steps ({every}), as the best checkpoint is kept, found "
+                f"{given.get('save_steps')} with save_strategy={given.get('save_strategy', 'steps')!r}; leave them out"
+            )
+        arguments.save_steps = every
+        arguments.save_total_limit = given.get("save_total_limit", 2)  # the best and the last
+        arguments.metric_for_best_model = f"eval_{best}"
+        arguments.greater_is_better = True
+        arguments.load_best_model_at_end = True
+
+    def _check_same(self, last: Path) -> None:
+        """Checks that a checkpoint is of this run.
+
+        Raises:
+            ValueError: where model, data order or losses are others, naming them.
+        """
+        try:
+            stored = json.loads((last / _RUN).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as err:
+            raise ValueError(f"expected {_RUN} in {last}, found none to read ({err}); give another output_dir") from err
+        facts = json.loads(json.dumps(self.facts(), default=str))
+        others = {key: (stored.get(key), value) for key, value in facts.items() if stored.get(key) != value}
+        differing = [f"{key}={there!r:.120} (now {value!r:.120})" for key, (there, value) in others.items()]
+        if differing:
+            raise ValueError(
+                f"expected a checkpoint of the model that is trained, in the way it is trained, found another in {last}: "
+                f"{', '.join(differing)}; go on as it was begun, or give another output_dir"
+            )
+
+    def facts(self) -> dict[str, Any]:
+        """What a run that goes on has in common with the one that was begun."""
+        arguments, encoder = self.arguments, self.network.encoder
+        elsewhere = ("base_weights", "backbone_configs")  # where weights were, and how transformers writes them down
+        config = {key: value for key, value in encoder.config.to_dict().items() if key not in elsewhere}
+        return {
+            **_flat(config, "model"),
+            **self._choices,
+            "losses": self.network.weights,
+            "scale": self.network.scale,
+            "batch_size": arguments.per_device_train_batch_size,
+            "gradient_accumulation_steps": arguments.gradient_accumulation_steps,
+            "processes": arguments.world_size,
+            "seed": arguments.seed,
+            "frozen": parameters.frozen_digest(encoder),
+        }
+
+    def check_finite(self, step: int) -> None:
+        """Checks that what was trained is numbers.
+
+        Raises:
+            FloatingPointError: where it is not.
+        """
+        if not all(bool(value.isfinite().all()) for value in parameters.trained(self.network).values()):
+            raise _diverged("finite weights, found NaN or infinity", step, self.output_dir)
 
     def save(self, directory: str | Path) -> None:
         """Writes the encoder, as it is now, to a directory that loads as a model."""
@@ -220,10 +304,7 @@ class _Trainer(transformers.Trainer):
         outputs = model(**inputs)
         loss = outputs["loss"]
         if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"expected a finite loss, found {loss.item()} after step {self.state.global_step}; the checkpoints in "
-                f"{self.args.output_dir} are as they were: lower the learning rate or look at the data there"
-            )
+            raise _diverged(f"a finite loss, found {loss.item()}", self.state.global_step, self.owner.output_dir)
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -241,9 +322,15 @@ class _Trainer(transformers.Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.owner.check_finite(self.state.global_step)
+        super()._save_checkpoint(*args, **kwargs)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         directory = output_dir or self.owner.output_dir
         self.owner.save(directory)
+        facts = json.dumps(self.owner.facts(), indent=1, default=str)
+        (Path(directory) / _RUN).write_text(facts + "\n", encoding="utf-8")
         if parameters.has_adapters(self.owner.network):  # which are merged into the weights that were saved
             weights = parameters.trained(self.owner.network)
             save_file({name: value.cpu().contiguous() for name, value in weights.items()}, Path(directory) / _TRAINED)
@@ -253,31 +340,55 @@ class _Trainer(transformers.Trainer):
             parameters.load_trained(self.owner.network, load_file(Path(resume_from_checkpoint) / _TRAINED))
             return
         weights = checkpoint.read_weights(resume_from_checkpoint)
-        try:
-            checkpoint.fit_weights(self.owner.network.encoder, weights, resume_from_checkpoint)
-        except ValueError as err:
-            raise ValueError(
-                f"expected a checkpoint of the model that is trained, found one of another in {resume_from_checkpoint}: {err} "
-                "Go on with the model that it was begun with, or give another output_dir"
-            ) from err
+        checkpoint.fit_weights(self.owner.network.encoder, weights, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         if self.state.best_model_checkpoint:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
-def _parts_of(model: Any, shared: bool) -> tuple[HypencoderDualEncoder, Any, Collator | None]:
-    """A dual encoder of its own to train, with the tokenizer and the batches that fit the model."""
+def _diverged(expectation: str, step: int, folder: Path) -> FloatingPointError:
+    return FloatingPointError(
+        f"expected {expectation} after step {step}; the checkpoints in {folder} are as they were: lower the learning rate or "
+        "look at the data there"
+    )
+
+
+def _flat(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Nested values under dotted names, so that what differs can be named."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{name}.{key}") if isinstance(value, Mapping) else {f"{name}.{key}": value}
+    return flat
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint that was written to its end."""
+    found = [path for path in folder.glob("checkpoint-*") if (path / _STATE).is_file()]
+    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _parts_of(model: Any, shared: bool) -> tuple[HypencoderDualEncoder, Any, Collator | None, dict[str, Any]]:
+    """A dual encoder of its own to train, with tokenizer and batches that fit the model, and how checkpoints are loaded."""
     if isinstance(model, HypencoderDualEncoder):
-        return model, None, None
+        return model, None, None, {}
     check_encoder(model)
     name, revision = model.name_or_path, model.revision
-    if checkpoint.find_config(name, revision) is not None:
-        encoder, _ = checkpoint.load(name, revision=revision)
+    if isinstance(model, Hypencoder):
+        encoder, _ = checkpoint.load(name, revision=revision, pads_in_mean=model.pads_in_mean, qnet=model.qnet)
     else:
-        options = {"pooling": model.pooling, "normalize": model.normalize}
-        encoder = checkpoint.from_dense(name, revision=revision, shared_encoder=shared, **options)
+        options: dict[str, Any] = {"revision": revision, "pooling": model.pooling, "normalize": model.normalize}
+        if checkpoint.find_config(name, revision) is not None:
+            encoder, _ = checkpoint.load(name, **options)
+        else:
+            encoder = checkpoint.from_dense(name, shared_encoder=shared, **options)
     backbone = encoder.config.query_encoder_kwargs.get("model_name_or_path", "")
     tokenizer = hub.load_tokenizer(name, revision, backbone)
-    lengths = {"query_max_length": model.query_max_length, "doc_max_length": model.doc_max_length}
-    return encoder, tokenizer, Collator(tokenizer, query_prefix=model.query_prefix, doc_prefix=model.doc_prefix, **lengths)
+    collator = Collator(
+        tokenizer,
+        query_max_length=min(model.query_max_length, hub.longest_input(encoder.query_encoder.transformer.config)),
+        doc_max_length=min(model.doc_max_length, hub.longest_input(encoder.passage_encoder.transformer.config)),
+        query_prefix=model.query_prefix,
+        doc_prefix=model.doc_prefix,
+    )
+    return encoder, tokenizer, collator, model.options(skip=("pooling", "normalize", "qnet"))
