@@ -119,7 +119,7 @@ def test_lora_trains_adapters_and_saves_a_plain_model(start, rows_file, tmp_path
     _, again = trained(Hypencoder(start, device="cpu"), tmp_path / "out", rows_of(rows_file), resume=True, **options)
     for name, value in weights_of(again).items():
         torch.testing.assert_close(value, after[name], rtol=0, atol=1e-6, msg=name)
-    with pytest.raises(ValueError, match="found another in .*lora="):
+    with pytest.raises(ValueError, match=r"found another in .*lora\.r=2 \(now 4\)"):
         other = options | {"lora": LORA | {"r": 4}, "max_steps": 9}
         trained(Hypencoder(start, device="cpu"), tmp_path / "out", rows_of(rows_file), resume=True, **other)
 

@@ -1,12 +1,50 @@
-"""Where training starts: the dual encoder that a configuration describes."""
+"""Where training starts: the dual encoder of a model at hand, or one that a configuration describes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from .. import checkpoint, hub
+from ..encoder import check_encoder
+from ..hypencoder import Hypencoder
 from ..model import DualEncoderConfig, HypencoderDualEncoder
+from .collator import Collator
 from .config import ModelConfig
+
+
+def parts_of(model: Any, *, shared: bool) -> tuple[HypencoderDualEncoder, Any, Collator | None, dict[str, Any]]:
+    """What is trained of a model that is at hand.
+
+    Args:
+        model: an encoder, which stays as it is, or a dual encoder, which is trained itself.
+        shared: whether both sides of a dense model become one transformer.
+
+    Returns:
+        The dual encoder; a tokenizer and batches that fit the model, or None for a dual encoder; and the options that
+        checkpoints are loaded with to be such an encoder.
+    """
+    if isinstance(model, HypencoderDualEncoder):
+        return model, None, None, {}
+    check_encoder(model)
+    name, revision = model.name_or_path, model.revision
+    if isinstance(model, Hypencoder):
+        encoder, _ = checkpoint.load(name, revision=revision, pads_in_mean=model.pads_in_mean, qnet=model.qnet)
+    else:
+        options: dict[str, Any] = {"revision": revision, "pooling": model.pooling, "normalize": model.normalize}
+        if checkpoint.find_config(name, revision) is not None:
+            encoder, _ = checkpoint.load(name, **options)
+        else:
+            encoder = checkpoint.from_dense(name, shared_encoder=shared, **options)
+    backbone = encoder.config.query_encoder_kwargs.get("model_name_or_path", "")
+    tokenizer = hub.load_tokenizer(name, revision, backbone)
+    collator = Collator(
+        tokenizer,
+        query_max_length=min(model.query_max_length, hub.longest_input(encoder.query_encoder.transformer.config)),
+        doc_max_length=min(model.doc_max_length, hub.longest_input(encoder.passage_encoder.transformer.config)),
+        query_prefix=model.query_prefix,
+        doc_prefix=model.doc_prefix,
+    )
+    return encoder, tokenizer, collator, model.options(skip=("pooling", "normalize", "qnet"))
 
 
 def model_of(config: ModelConfig) -> tuple[HypencoderDualEncoder, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -17,18 +16,16 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import IntervalStrategy
 
-from .. import checkpoint, hub
-from ..encoder import Encoder, check_encoder
-from ..hypencoder import Hypencoder
+from .. import checkpoint
+from ..encoder import Encoder
 from ..model import HypencoderDualEncoder
-from . import parameters
+from . import checkpoints, parameters
 from .collator import Collator
 from .data import TrainingRows
 from .network import TrainingNetwork
+from .start import parts_of
 
 _TRAINED = "trained.safetensors"
-_RUN = "run.json"
-_STATE = "trainer_state.json"  # what transformers writes last
 _LOG = logging.getLogger(__name__)
 Validate = Callable[[Path], Mapping[str, float]]
 """Measures a checkpoint directory, for example by indexing and searching a validation collection with it."""
@@ -89,7 +86,7 @@ class HypencoderTrainer:
         verbose: bool = False,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        encoder, own_tokenizer, self.collator, self.encoder_options = _parts_of(model, shared=train == "all")
+        encoder, own_tokenizer, self.collator, self.encoder_options = parts_of(model, shared=train == "all")
         weights = losses if isinstance(losses, Mapping) else dict.fromkeys(losses, 1.0)
         self.network = TrainingNetwork(encoder, weights, widths, scale)
         if widths is not None:  # so that users of the model know at which widths its q-nets were trained
@@ -164,7 +161,7 @@ class HypencoderTrainer:
                 "collator.vectors: expected documents to be encoded, as train='all' changes their encoder, found vectors; use "
                 "train='queries' or 'head', or leave the vectors out"
             )
-        last = _last_checkpoint(self.output_dir)
+        last = checkpoints.last_in(self.output_dir)
         if last is not None and not resume:
             raise FileExistsError(
                 f"expected no checkpoints in {self.output_dir}, found {last.name}; pass resume=True to go on from it, or give "
@@ -173,9 +170,12 @@ class HypencoderTrainer:
         self._schedule(validate, best)
         rows.skip = 0
         if last is not None:
-            self._check_same(last)
-            step = json.loads((last / _STATE).read_text())["global_step"]
-            rows.skip = step * self.arguments.per_device_train_batch_size * self.arguments.gradient_accumulation_steps
+            checkpoints.check_same(last, self.facts())
+            rows.skip = (
+                checkpoints.step_of(last)
+                * self.arguments.per_device_train_batch_size
+                * self.arguments.gradient_accumulation_steps
+            )
         trainer = _Trainer(self, rows, collator, validate)
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
         self.check_finite(trainer.state.global_step)
@@ -210,32 +210,12 @@ class HypencoderTrainer:
         arguments.greater_is_better = True
         arguments.load_best_model_at_end = True
 
-    def _check_same(self, last: Path) -> None:
-        """Checks that a checkpoint is of this run.
-
-        Raises:
-            ValueError: where model, data order or losses are others, naming them.
-        """
-        try:
-            stored = json.loads((last / _RUN).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as err:
-            raise ValueError(f"expected {_RUN} in {last}, found none to read ({err}); give another output_dir") from err
-        facts = json.loads(json.dumps(self.facts(), default=str))
-        others = {key: (stored.get(key), value) for key, value in facts.items() if stored.get(key) != value}
-        differing = [f"{key}={there!r:.120} (now {value!r:.120})" for key, (there, value) in others.items()]
-        if differing:
-            raise ValueError(
-                f"expected a checkpoint of the model that is trained, in the way it is trained, found another in {last}: "
-                f"{', '.join(differing)}; go on as it was begun, or give another output_dir"
-            )
-
     def facts(self) -> dict[str, Any]:
         """What a run that goes on has in common with the one that was begun."""
         arguments, encoder = self.arguments, self.network.encoder
         elsewhere = ("base_weights", "backbone_configs")  # where weights were, and how transformers writes them down
-        config = {key: value for key, value in encoder.config.to_dict().items() if key not in elsewhere}
         return {
-            **_flat(config, "model"),
+            "model": {key: value for key, value in encoder.config.to_dict().items() if key not in elsewhere},
             **self._choices,
             "losses": self.network.weights,
             "scale": self.network.scale,
@@ -329,8 +309,7 @@ class _Trainer(transformers.Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         directory = output_dir or self.owner.output_dir
         self.owner.save(directory)
-        facts = json.dumps(self.owner.facts(), indent=1, default=str)
-        (Path(directory) / _RUN).write_text(facts + "\n", encoding="utf-8")
+        checkpoints.write_facts(Path(directory), self.owner.facts())
         if parameters.has_adapters(self.owner.network):  # which are merged into the weights that were saved
             weights = parameters.trained(self.owner.network)
             save_file({name: value.cpu().contiguous() for name, value in weights.items()}, Path(directory) / _TRAINED)
@@ -352,43 +331,3 @@ def _diverged(expectation: str, step: int, folder: Path) -> FloatingPointError:
         f"expected {expectation} after step {step}; the checkpoints in {folder} are as they were: lower the learning rate or "
         "look at the data there"
     )
-
-
-def _flat(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Nested values under dotted names, so that what differs can be named."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{name}.{key}") if isinstance(value, Mapping) else {f"{name}.{key}": value}
-    return flat
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint that was written to its end."""
-    found = [path for path in folder.glob("checkpoint-*") if (path / _STATE).is_file()]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
-def _parts_of(model: Any, shared: bool) -> tuple[HypencoderDualEncoder, Any, Collator | None, dict[str, Any]]:
-    """A dual encoder of its own to train, with tokenizer and batches that fit the model, and how checkpoints are loaded."""
-    if isinstance(model, HypencoderDualEncoder):
-        return model, None, None, {}
-    check_encoder(model)
-    name, revision = model.name_or_path, model.revision
-    if isinstance(model, Hypencoder):
-        encoder, _ = checkpoint.load(name, revision=revision, pads_in_mean=model.pads_in_mean, qnet=model.qnet)
-    else:
-        options: dict[str, Any] = {"revision": revision, "pooling": model.pooling, "normalize": model.normalize}
-        if checkpoint.find_config(name, revision) is not None:
-            encoder, _ = checkpoint.load(name, **options)
-        else:
-            encoder = checkpoint.from_dense(name, shared_encoder=shared, **options)
-    backbone = encoder.config.query_encoder_kwargs.get("model_name_or_path", "")
-    tokenizer = hub.load_tokenizer(name, revision, backbone)
-    collator = Collator(
-        tokenizer,
-        query_max_length=min(model.query_max_length, hub.longest_input(encoder.query_encoder.transformer.config)),
-        doc_max_length=min(model.doc_max_length, hub.longest_input(encoder.passage_encoder.transformer.config)),
-        query_prefix=model.query_prefix,
-        doc_prefix=model.doc_prefix,
-    )
-    return encoder, tokenizer, collator, model.options(skip=("pooling", "normalize", "qnet"))
