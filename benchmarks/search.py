@@ -33,7 +33,7 @@ import torch
 from pyterrier.measures import nDCG
 from torch import Tensor
 
-from pyterrier_hypencoder import BiEncoder, HypencoderIndex, HypencoderRetriever, QNets, QNetSpec, scoring
+from pyterrier_hypencoder import BiEncoder, HypencoderIndex, HypencoderIndexer, HypencoderRetriever, QNets, QNetSpec, scoring
 from pyterrier_hypencoder.hypencoder import load_encoder
 from pyterrier_hypencoder.search.exhaustive import exhaustive
 from pyterrier_hypencoder.search.graph import PRESETS, entry_points, graph_search
@@ -41,11 +41,13 @@ from pyterrier_hypencoder.search.results import Results
 from pyterrier_hypencoder.search.surrogate import n_seeds_for, surrogate_search
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
+from collection import open_collection  # noqa: E402
 
 BATCH = 32
 REPEATS = 3
 COMBINATIONS = ("or2", "or4", "and2", "xor2")
 DEPTHS = (10, 100, 1000)
+DOC_LENGTH = 128  # tokens of a document
 DEFAULTS = HypencoderRetriever()
 
 Search = Callable[[slice], Results]
@@ -335,15 +337,21 @@ def encoded(name: str, model: Any, queries: list[str]) -> QNets:
     return QNets.cat(parts)
 
 
-def topics_and_qrels(name: str, number: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Some of a collection's topics, drawn from those that have judgements, and the judgements."""
-    from collection import open_collection
+def open_index(path: Path, collection: Any) -> HypencoderIndex:
+    """The index; made of a collection by MiniLM, whose vectors the default model searches, where there is none yet."""
+    if not path.exists() and collection is not None:
+        encoder = BiEncoder("sentence-transformers/all-MiniLM-L6-v2", doc_max_length=DOC_LENGTH)
+        indexer = HypencoderIndexer(path, encoder, text_field=collection.text_fields, mode="resume", verbose=True)
+        indexer.index(collection.docs())
+    return HypencoderIndex(path)
 
-    collection = open_collection(name)
+
+def topics_of(collection: Any, number: int) -> pd.DataFrame:
+    """Some of a collection's topics, drawn from those that have judgements."""
     topics, qrels = collection.topics, collection.qrels
     if len(qrels):
         topics = topics[topics["qid"].isin(qrels["qid"])]
-    return topics.sample(min(number, len(topics)), random_state=0).reset_index(drop=True), qrels
+    return topics.sample(min(number, len(topics)), random_state=0).reset_index(drop=True)
 
 
 def quality_of(table: pd.DataFrame) -> str:
@@ -389,7 +397,7 @@ def draw(table: pd.DataFrame, folder: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the comparison that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("index", help="directory of an index")
+    parser.add_argument("index", type=Path, help="directory of an index; where there is none, one by MiniLM is made")
     parser.add_argument("--dataset", help="apidocs, irds:NAME or a folder; see examples/collection.py")
     parser.add_argument("--model", default="hypencoder-minilm", help="directory or hub id of a Hypencoder")
     parser.add_argument("--random-nets", type=int, metavar="L", help="random q-nets of L hidden layers, in place of a model's")
@@ -408,13 +416,14 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     faiss.omp_set_num_threads(options.threads)
-    index = HypencoderIndex(options.index)
+    collection = None if options.dataset is None else open_collection(options.dataset)
+    index = open_index(options.index, collection)
     print(f"torch {torch.__version__}, {scoring.resolve_device('auto')}, {len(index)} documents, {options}")
     topics = qrels = None
     if options.random_nets is not None:
         qnets = random_qnets(options.topics, index.vec_size, options.random_nets)
     else:
-        topics, qrels = topics_and_qrels(options.dataset, options.topics)
+        topics, qrels = topics_of(collection, options.topics), collection.qrels
         qnets = encoded("q-nets", load_encoder(options.model), topics["query"].tolist())
     if options.combine is not None:
         if qnets.query_vectors is None:

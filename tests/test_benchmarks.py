@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import features  # noqa: E402
 import released  # noqa: E402
 import search  # noqa: E402
+from collection import open_collection  # noqa: E402
 
 from pyterrier_hypencoder import HypencoderIndexer, QNets  # noqa: E402
 
@@ -99,9 +100,10 @@ def test_combined_needs_are_q_nets():
         torch.testing.assert_close(search.combined_qnets(kind, needs).score(vectors), expected[kind], rtol=1e-4, atol=1e-4)
 
 
-def test_combined_needs_are_searched(minilm, folder, docs):
+def test_combined_needs_are_searched_in_an_index_made_for_it(minilm, folder):
     pytest.importorskip("matplotlib")
-    index = HypencoderIndexer(folder / "minilm.hyp", minilm).index(docs[:60])
+    index = search.open_index(folder / "made.hyp", open_collection(str(folder)))
+    assert len(index) == 60 and index.vec_size == minilm.vec_size
     table = compared(index, folder, "--dataset", str(folder), "--topics", "3", "--combine", "or4")
     assert table["way"].tolist() == WAYS[:-1] and "nDCG@10" not in table
 
