@@ -150,6 +150,66 @@ def test_a_query_vector_in_place_of_the_first_fit(vectors):
     assert recall(found, exhaustive(score, vectors, Q, 50)) >= 0.98
 
 
+def steps(directions: list[torch.Tensor], monotone) -> scoring.Score:
+    """A function of the inner products with some directions, each (Q, D)."""
+
+    class Steps:
+        def __call__(self, rows):
+            return monotone(torch.stack([direction @ rows.float().T for direction in directions]))
+
+        def each(self, rows, counts):
+            parts = zip(rows.float().split(list(counts)), range(Q), strict=True)
+            return torch.cat([monotone(torch.stack([d[q : q + 1] @ part.T for d in directions]))[0] for part, q in parts])
+
+        def select(self, queries):
+            return steps([direction[list(queries)] for direction in directions], monotone)
+
+    return Steps()
+
+
+def test_a_query_vector_that_ranks_as_the_q_net_does_is_enough(vectors):
+    start = torch.randn(Q, D, generator=torch.Generator().manual_seed(5))
+    score = steps([start], lambda values: torch.tanh(values[0] / 20))
+    found = search(score, vectors, 50, per_round=250, start=start)
+    assert recall(found, exhaustive(score, vectors, Q, 50)) == 1
+    assert found.stats["n_scored"].tolist() == [350] * Q and found.stats["n_rounds"].tolist() == [2] * Q
+    assert found.stats["last_yield"].tolist() == [0] * Q
+    few = search(score, vectors, 50, per_round=190, start=start)  # the best 100 are not among the 95 that it likes best
+    assert few.stats["n_rounds"].tolist() == [3] * Q
+    many = search(score, vectors, 101, per_round=250, start=start)  # which are more than the best that are looked at
+    assert (many.stats["n_scored"] > 350 + 101).all()
+
+
+def test_a_query_vector_is_not_enough_where_seeds_speak_against_it(vectors):
+    start, other = torch.randn(2, Q, D, generator=torch.Generator().manual_seed(6))
+    score = steps([start, other], lambda values: values.amax(dim=0))
+    whole = exhaustive(score, vectors, Q, N)
+    seeds = [docids[1000:1100] for docids in whole.docids]  # none of which is among the best
+    found = surrogate_search(score, vectors, seeds, Q, 50, start=start, per_round=250)
+    assert (found.stats["n_rounds"] > 2).all()
+    found = search(score, vectors, 50, per_round=250, start=start)
+    assert recall(found, exhaustive(score, vectors, Q, 50)) >= 0.98
+
+
+def test_a_query_vector_is_not_enough_where_its_best_documents_are_not_the_q_nets(vectors):
+    start = torch.randn(1, D, generator=torch.Generator().manual_seed(7)).expand(Q, D)
+    edge = float(np.sort(vectors @ start[0].numpy())[-200])
+    score = steps([start], lambda values: torch.where(values[0] > edge, edge - (values[0] - edge), values[0]))
+    found = search(score, vectors, 50, per_round=250, start=start)
+    alone = search(score, vectors, 50, per_round=250, start=start, rounds=1)
+    assert (found.stats["n_rounds"] > 2).all() and (alone.stats["last_yield"] > SETTLED).all()
+    assert recall(found, exhaustive(score, vectors, Q, 50)) >= recall(alone, exhaustive(score, vectors, Q, 50))
+
+
+def test_seeds_of_several_sizes_and_a_query_vector_that_is_enough(vectors):
+    start = torch.randn(Q, D, generator=torch.Generator().manual_seed(5))
+    score = steps([start], lambda values: values[0])
+    seeds = [entry_points(N, size, seed=size) for size in (16, 60, 100)]
+    found = surrogate_search(score, vectors, seeds, Q, 50, start=start, per_round=250)
+    assert found.stats["n_scored"].tolist() == [266, 310, 350]
+    assert recall(found, exhaustive(score, vectors, Q, 50)) == 1
+
+
 def test_only_documents_that_may_be_returned(vectors):
     score = bent()
     allowed = [np.arange(0, N, 5), None, np.array([3, 2000])]

@@ -7,6 +7,9 @@ and where it stays large the q-net is too far from linear for this search. A sma
 fits can find: where the best documents lie in several places, one that no document evaluated was near is not noticed, which
 more seeds make less likely.
 
+A query vector that the encoder gives is the first round's function. Where it ranks the documents as the q-net does, the seeds,
+which are any documents, as well as the best ones, that round is the last.
+
 Where one linear function is not enough after two rounds, as for a need that is one of several things, each round fits
 several, each to the neighbourhood of some of the best documents.
 """
@@ -36,6 +39,8 @@ FAILED = 0.05
 """The yield above which, from round :data:`GUARDED` on, a q-net is taken to be too far from linear."""
 GUARDED = 4
 """The round from which on q-nets are given up."""
+AGREED = 0.97
+"""The correlation of ranks over the seeds from which on a query vector is taken to stand for its q-net."""
 _WHOLE_ROUNDS = 2  # with one function for all documents
 _SEEDS = 1024
 _PARTS = 4  # functions of each later round
@@ -124,7 +129,8 @@ def surrogate_search(
         k: results per query. Where that is more than :data:`TOP`, a last round evaluates k documents more.
         scan: finds what a linear function likes best; None for the exact one.
         device: where scores are computed; None for the CPU.
-        start: (Q, D), the first round's linear functions, where something better than a fit to the seeds is known.
+        start: (Q, D), the first round's linear functions, where something better than a fit to the seeds is known. Of up to
+            :data:`TOP` results no more is evaluated where these turn out to be as good as the q-nets (:meth:`_Pool.trust`).
         rounds: at most, until the yield falls below :data:`SETTLED`; fewer than :data:`GUARDED` leave the guard out.
         per_round: documents that a round evaluates.
         ridge: see :func:`fit`.
@@ -147,10 +153,12 @@ def surrogate_search(
         if not len(going):
             break
         if start is not None and number == 0:
-            functions = [start.to(device)[going]]
+            functions = [start.to(device)]
         else:
             functions = pool.fit(going, parts=number >= _WHOLE_ROUNDS)
         pool.grow(going, functions, per_round)
+        if start is not None and number == 0 and k <= TOP:
+            pool.trust(functions[0], per_round // 2)
         if number + 1 >= GUARDED:
             pool.failed |= pool.last_yield > FAILED
     if k > TOP:  # whose best documents have settled
@@ -187,6 +195,7 @@ class _Pool:
         self.scan = scan
         self.ridge = ridge
         self.scores, self.docids = documents.enter(seeds)
+        self.n_seeds = self.scores.shape[1]
         self.vectors = self._take(self.docids)
         self.last_yield = torch.ones(len(self.scores), device=documents.device)
         self.n_rounds = torch.ones(len(self.scores), dtype=torch.long, device=documents.device)
@@ -211,6 +220,26 @@ class _Pool:
         self.last_yield[queries] = self._yield_of(scores, docids)[queries]
         self._add(scores, docids)
         self.vectors = torch.cat([self.vectors, self._take(docids)], 1)
+
+    def trust(self, functions: Tensor, number: int) -> None:
+        """Ends the search of queries for which the functions of the first round turn out to rank as the q-nets do.
+
+        Where they rank the seeds alike, the yield is the share of the best documents that is not among those that the
+        function likes best, fewer than the round has evaluated: what the seeds and what it likes next have brought.
+
+        Args:
+            functions: (Q, D).
+            number: documents that it likes best.
+        """
+        products = torch.einsum("qnd,qd->qn", self.vectors, functions)
+        alike = _rank_correlation(self.scores[:, : self.n_seeds], products[:, : self.n_seeds]) >= AGREED
+        scores = self.documents.returnable(self.scores, self.docids)
+        products = products.masked_fill(scores == -torch.inf, -torch.inf)
+        last = products.topk(min(number, products.shape[1]), dim=1).values[:, -1:]
+        best = scores.topk(min(TOP, scores.shape[1]), dim=1)
+        real = best.values > -torch.inf
+        beyond = ((products.gather(1, best.indices) < last) & real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
+        self.last_yield = torch.where(alike, beyond, self.last_yield)
 
     def finish(self, number: int) -> None:
         """The last round of the queries that have not failed, which fills their results."""
@@ -260,6 +289,20 @@ class _Pool:
         return take(self.documents.vectors, docids).to(self.documents.device, torch.float32)
 
 
+def _rank_correlation(scores: Tensor, others: Tensor) -> Tensor:
+    """Spearman's correlation (Q,) of scores (Q, n), where there is one, with others."""
+    real = scores > -torch.inf
+    mean = (real.sum(dim=1, keepdim=True) - 1) / 2
+    ranks, other_ranks = ((_ranks(part.masked_fill(~real, -torch.inf)) - mean) * real for part in (scores, others))
+    return F.cosine_similarity(ranks, other_ranks, dim=1)
+
+
+def _ranks(scores: Tensor) -> Tensor:
+    """The place (Q, n) of every score in its row (Q, n), from 0 for the best."""
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    return torch.empty_like(order).scatter_(1, order, torch.arange(scores.shape[1], device=scores.device).expand_as(order))
+
+
 def _fit_parts(vectors: Tensor, scores: Tensor, ridge: float) -> list[Tensor]:
     """A linear function for the neighbourhood of each of a few of the best documents, far from one another."""
     directions = F.normalize(vectors, dim=-1)
@@ -293,8 +336,7 @@ def fit(vectors: Tensor, scores: Tensor, ridge: float, emphasis: Tensor | None =
     """
     real = scores > -torch.inf
     counts = real.sum(dim=1, keepdim=True).clamp(min=1)
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    ranks = torch.empty_like(order).scatter_(1, order, torch.arange(scores.shape[1], device=scores.device).expand_as(order))
+    ranks = _ranks(scores)
     target = -torch.special.ndtri(((ranks + 0.5) / counts).clamp(max=1 - 1e-6))
     weight = torch.exp(-4 * ranks / counts) * real
     weight = weight if emphasis is None else weight * emphasis
