@@ -188,7 +188,7 @@ def n_seeds_for(vec_size: int, *, started: bool) -> int:
 
 
 class _Pool:
-    """The documents evaluated so far: scores (Q, n), -inf where a query has fewer, docids (Q, n) and vectors (Q, n, D)."""
+    """The documents evaluated so far: scores (Q, n), -inf where a query has fewer, and docids (Q, n)."""
 
     def __init__(self, documents: Documents, scan: Scan, seeds: np.ndarray | Sequence[np.ndarray], ridge: float) -> None:
         self.documents = documents
@@ -196,16 +196,13 @@ class _Pool:
         self.ridge = ridge
         self.scores, self.docids = documents.enter(seeds)
         self.n_seeds = self.scores.shape[1]
-        self.vectors = self._take(self.docids)
         self.last_yield = torch.ones(len(self.scores), device=documents.device)
         self.n_rounds = torch.ones(len(self.scores), dtype=torch.long, device=documents.device)
         self.failed = torch.zeros(len(self.scores), dtype=torch.bool, device=documents.device)
 
     def fit(self, queries: Tensor, *, parts: bool) -> list[Tensor]:
         """The linear functions of some queries: one for all documents, or one for each of a few parts; each (q, D)."""
-        vectors, scores = self.vectors, self.scores
-        if len(queries) < len(scores):
-            vectors, scores = vectors[queries], scores[queries]
+        vectors, scores = self._vectors(queries), self.scores[queries]
         return _fit_parts(vectors, scores, self.ridge) if parts else [fit(vectors, scores, self.ridge)]
 
     def grow(self, queries: Tensor, functions: Sequence[Tensor], number: int) -> None:
@@ -219,7 +216,6 @@ class _Pool:
         scores, docids = self._evaluate(queries, functions, number)
         self.last_yield[queries] = self._yield_of(scores, docids)[queries]
         self._add(scores, docids)
-        self.vectors = torch.cat([self.vectors, self._take(docids)], 1)
 
     def trust(self, functions: Tensor, number: int) -> None:
         """Ends the search of queries for which the functions of the first round turn out to rank as the q-nets do.
@@ -231,7 +227,8 @@ class _Pool:
             functions: (Q, D).
             number: documents that it likes best.
         """
-        products = torch.einsum("qnd,qd->qn", self.vectors, functions)
+        queries = torch.arange(len(functions), device=functions.device)
+        products = torch.einsum("qnd,qd->qn", self._vectors(queries), functions)
         alike = _rank_correlation(self.scores[:, : self.n_seeds], products[:, : self.n_seeds]) >= AGREED
         scores = self.documents.returnable(self.scores, self.docids)
         products = products.masked_fill(scores == -torch.inf, -torch.inf)
@@ -285,8 +282,8 @@ class _Pool:
         real = best.values > -torch.inf
         return ((best.indices >= before.shape[1]) & real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
 
-    def _take(self, docids: Tensor) -> Tensor:
-        return take(self.documents.vectors, docids).to(self.documents.device, torch.float32)
+    def _vectors(self, queries: Tensor) -> Tensor:
+        return take(self.documents.vectors, self.docids[queries]).to(self.documents.device, torch.float32)
 
 
 def _rank_correlation(scores: Tensor, others: Tensor) -> Tensor:
