@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 INDEX_FILE, FACTS_FILE = "inner_product.faiss", "inner_product.json"
 _CELLS = 4  # times the square root of the number of documents, as FAISS advises
 _TRAINED_ON = 64  # documents a cell
-_PROBED = 8  # one cell in so many is looked at
+_PROBED = 4  # one cell in so many is looked at
 _BLOCK = 65_536
 
 
