@@ -126,8 +126,9 @@ def test_what_may_be_absent(tmp_path, missing):
     assert row["item_ids"][0] == (None if missing == "id" else "q0d0")
 
 
-def test_only_what_is_needed_is_read_and_parsed(tmp_path, monkeypatch):
-    path = write(tmp_path / "rows.jsonl", [*(row_of(n) for n in range(40)), *["no row"] * 500])
+@pytest.fixture
+def counted(monkeypatch):
+    """The lines that are read and the rows that are parsed, as they are."""
     read, parsed, read_lines, parts = [], [], data._read_lines, data._parts
 
     def counting(files):
@@ -137,6 +138,12 @@ def test_only_what_is_needed_is_read_and_parsed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(data, "_read_lines", counting)
     monkeypatch.setattr(data, "_parts", lambda row, where: parsed.append(row) or parts(row, where))
+    return read, parsed
+
+
+def test_only_what_is_needed_is_read_and_parsed(tmp_path, counted):
+    path = write(tmp_path / "rows.jsonl", [*(row_of(n) for n in range(40)), *["no row"] * 500])
+    read, parsed = counted
     rows = iter(TrainingRows(path, RowSampler(), shuffle_buffer=8, rank=1, world_size=2))
     assert not read
     list(islice(rows, 3))
@@ -144,17 +151,9 @@ def test_only_what_is_needed_is_read_and_parsed(tmp_path, monkeypatch):
     assert len(read) <= 3 * 2 + 8 + ahead and len(parsed) == 3
 
 
-def test_what_is_skipped_is_not_parsed_and_whole_passes_are_not_read(tmp_path, monkeypatch):
+def test_what_is_skipped_is_not_parsed_and_whole_passes_are_not_read(tmp_path, counted):
     path = write(tmp_path / "rows.jsonl", [row_of(n) for n in range(40)])
-    read, parsed, read_lines, parts = [], [], data._read_lines, data._parts
-
-    def counting(files):
-        for line in read_lines(files):
-            read.append(line["row"])
-            yield line
-
-    monkeypatch.setattr(data, "_read_lines", counting)
-    monkeypatch.setattr(data, "_parts", lambda row, where: parsed.append(row) or parts(row, where))
+    read, parsed = counted
     rows = TrainingRows(path, RowSampler(), shuffle_buffer=8, world_size=2, skip=20 * 1000 + 3, epochs=None)
     list(islice(rows, 3))
     assert len(read) <= 2 * 40 + 8 and len(parsed) == 3

@@ -233,10 +233,7 @@ class _Pool:
         scores = self.documents.returnable(self.scores, self.docids)
         products = products.masked_fill(scores == -torch.inf, -torch.inf)
         last = products.topk(min(number, products.shape[1]), dim=1).values[:, -1:]
-        best = scores.topk(min(TOP, scores.shape[1]), dim=1)
-        real = best.values > -torch.inf
-        beyond = ((products.gather(1, best.indices) < last) & real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
-        self.last_yield = torch.where(alike, beyond, self.last_yield)
+        self.last_yield = torch.where(alike, _share_of_best(scores, products < last), self.last_yield)
 
     def finish(self, number: int) -> None:
         """The last round of the queries that have not failed, which fills their results."""
@@ -278,12 +275,18 @@ class _Pool:
         """The share of a round's documents in the best ones so far, (Q,)."""
         before = self.documents.returnable(self.scores, self.docids)
         joined = torch.cat([before, self.documents.returnable(scores, docids)], dim=1)
-        best = joined.topk(min(TOP, joined.shape[1]), dim=1)
-        real = best.values > -torch.inf
-        return ((best.indices >= before.shape[1]) & real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
+        new = torch.arange(joined.shape[1], device=joined.device) >= before.shape[1]
+        return _share_of_best(joined, new.expand_as(joined))
 
     def _vectors(self, queries: Tensor) -> Tensor:
         return take(self.documents.vectors, self.docids[queries]).to(self.documents.device, torch.float32)
+
+
+def _share_of_best(scores: Tensor, marked: Tensor) -> Tensor:
+    """How much (Q,) of the best :data:`TOP` of scores (Q, n) is marked (Q, n)."""
+    best = scores.topk(min(TOP, scores.shape[1]), dim=1)
+    real = best.values > -torch.inf
+    return (marked.gather(1, best.indices) & real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
 
 
 def _rank_correlation(scores: Tensor, others: Tensor) -> Tensor:
