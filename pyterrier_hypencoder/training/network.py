@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..model import HypencoderDualEncoder
 from ..qnet import QNets
 from . import losses
+from .parameters import is_trained
 
 OWN_GROUP: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "margin_mse": losses.margin_mse,
@@ -96,7 +97,7 @@ class TrainingNetwork(nn.Module):
     def _encoded(self, ids: Tensor | None, mask: Tensor | None) -> Tensor:
         """Document vectors; frozen encoders give those that they give an index, without dropout."""
         encoder = self.encoder.passage_encoder
-        if any(parameter.requires_grad for parameter in encoder.parameters()):
+        if is_trained(encoder):
             return encoder(ids, mask)
         training = encoder.training
         encoder.eval()

@@ -64,7 +64,7 @@ def choose(
         pooler = getattr(side.transformer, "pooler", None)
         if isinstance(pooler, nn.Module):
             pooler.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in encoder.parameters()):
+    if not is_trained(encoder):
         raise ValueError(
             f"train={train!r}: expected something to train, found nothing; a bi-encoder has no head, "
             "unless it was made with query_projection=True"
@@ -102,6 +102,11 @@ def _lora_layers(network: nn.Module) -> Iterator[tuple[str, Any]]:
 def has_adapters(network: nn.Module) -> bool:
     """Whether LoRA is in use."""
     return next(_lora_layers(network), None) is not None
+
+
+def is_trained(module: nn.Module) -> bool:
+    """Whether any of a module's parameters is trained."""
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def trained(network: nn.Module) -> dict[str, Tensor]:

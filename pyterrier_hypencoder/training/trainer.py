@@ -155,8 +155,7 @@ class HypencoderTrainer:
         collator = self.collator if collator is None else collator
         if collator is None:
             raise ValueError("collator: expected one with a dual encoder, found none; give Collator(tokenizer, ...)")
-        passage = self.network.encoder.passage_encoder
-        if collator.vectors is not None and any(parameter.requires_grad for parameter in passage.parameters()):
+        if collator.vectors is not None and parameters.is_trained(self.network.encoder.passage_encoder):
             raise ValueError(
                 "collator.vectors: expected documents to be encoded, as train='all' changes their encoder, found vectors; use "
                 "train='queries' or 'head', or leave the vectors out"
