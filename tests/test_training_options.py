@@ -74,7 +74,7 @@ def test_two_processes_train_as_one_with_their_batches_accumulated(start, rows_f
     single = {"start": str(start), "out": str(tmp_path / "one"), "rows": str(tmp_path / "ordered.jsonl"), "accumulation": 2}
     double = {"start": str(start), "out": str(tmp_path / "two"), "rows": str(rows_file), "accumulation": 1}
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TMPDIR": str(tmp_path)}
     for launcher, options in (([], single), (torchrun, double)):
         command = [sys.executable, *launcher, script, json.dumps(options)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
