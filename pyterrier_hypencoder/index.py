@@ -15,6 +15,7 @@ from .frames import TextField, short
 from .graph import NeighbourGraph, corpus_graph
 from .hypencoder import from_record
 from .indexer import HypencoderIndexer
+from .inner_product import InnerProductIndex
 from .retriever import HypencoderRetriever
 from .scorer import HypencoderScorer, VecLoader
 from .storage import META_FILE, Reader, identity
@@ -155,6 +156,20 @@ class HypencoderIndex(pt.Artifact):
             RuntimeError: while another process builds the same graph.
         """
         return corpus_graph(self.reader, k, builder=builder, device=device, verbose=verbose)
+
+    def inner_product_index(self, *, verbose: bool = False) -> InnerProductIndex:
+        """The index for maximum inner product, opened, or built on first use inside the index directory.
+
+        Where there is one, surrogate search on a CPU asks it, in place of a product with all vectors; see
+        :class:`HypencoderRetriever`. It takes two bytes for each value of the vectors, and some 270 for each document.
+
+        Args:
+            verbose: whether to show progress of building.
+
+        Raises:
+            ValueError: where the file on disk is not of this index.
+        """
+        return InnerProductIndex(self.reader, verbose=verbose)
 
     def get_corpus_iter(
         self, start: int | None = None, stop: int | None = None, *, verbose: bool = False

@@ -17,7 +17,7 @@ from . import scoring
 from .encoder import Encoder
 from .frames import check_choice, check_positive, docnos_of, groups_of, is_missing
 from .graph import NeighbourGraph, has_graph, open_graph
-from .inner_product import InnerProductIndex, is_built
+from .inner_product import FACTS_FILE, InnerProductIndex, is_built
 from .qnet import QNets
 from .scorer import OnIndex, path_of
 from .search.exhaustive import exhaustive
@@ -35,7 +35,7 @@ FEW = 16
 SMALL = 20_000
 """Documents up to which ``search="auto"`` evaluates all; on a GPU, fifty times as many."""
 SCANNED = 2_000_000
-"""Documents up to which surrogate search scans all vectors on a CPU; above, it has an inner-product index built."""
+"""Documents above which surrogate search on a CPU has an inner-product index built where there is none."""
 _NO_STATS = {"n_scored": 0, "n_rounds": 0}
 _SURROGATE_STATS = {"last_yield": np.nan, "fell_back": False}
 
@@ -323,7 +323,7 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
             entries,
             len(qnets),
             self.num_results,
-            scan=self._scan(reader, device),
+            scan=self._scan(reader, device, allowed),
             device=device,
             start=qnets.query_vectors,
             rounds=self.rounds,
@@ -370,11 +370,19 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
             logger.info("search=%r: it would begin with %d documents, so all %d are evaluated", self._search, fewest, count)
         return fewest >= count
 
-    def _scan(self, reader: Reader, device: torch.device) -> Scan | None:
-        """Where a matrix product over all vectors takes too long, an index of FAISS; None for the product."""
-        if reader.doc_count <= SCANNED or device.type != "cpu":
+    def _scan(self, reader: Reader, device: torch.device, allowed: list[np.ndarray | None]) -> Scan | None:
+        """The inner-product index where there is one, or a product with all vectors takes too long; None for the product.
+
+        The product also where not all documents may be returned: of few, the index would find hardly any.
+        """
+        if device.type != "cpu" or any(ids is not None for ids in allowed):
             return None
-        return self._open("scan", identity(reader.path), lambda: InnerProductIndex(reader, verbose=self.verbose))
+
+        def opened() -> Scan | None:
+            wanted = reader.doc_count > SCANNED or is_built(reader)
+            return InnerProductIndex(reader, verbose=self.verbose) if wanted else None
+
+        return self._open("scan", (identity(reader.path), identity(reader.path, FACTS_FILE)), opened)
 
     def _graph(self, reader: Reader) -> NeighbourGraph:
         return self._open("graph", (identity(reader.path), self.graph_k), lambda: open_graph(reader, self.graph_k))

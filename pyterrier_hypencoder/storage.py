@@ -309,10 +309,10 @@ def _pieces(file: Path, number: int = 1024, size: int = 16 * 1024) -> Iterator[b
             yield data.read(size)
 
 
-def identity(path: Path) -> tuple[str, int, int]:
-    """What changes when an index is replaced by another one of the same name."""
+def identity(path: Path, file: str = META_FILE) -> tuple[str, int, int]:
+    """What changes when an index, or one of the files in it, is replaced by another one of the same name."""
     try:
-        stat = os.stat(path / META_FILE)
+        stat = os.stat(path / file)
     except OSError:
         return str(path), 0, 0
     return str(path), stat.st_ino, stat.st_mtime_ns

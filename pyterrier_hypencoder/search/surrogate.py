@@ -99,6 +99,7 @@ def _products(queries: Tensor, rows: Tensor) -> Tensor:
     return products
 
 
+@torch.inference_mode()
 def surrogate_search(
     score: Score,
     vectors: Rows,
