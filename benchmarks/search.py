@@ -390,7 +390,8 @@ def compared(table: pd.DataFrame, surrogate: pd.Series) -> Iterator[str]:
         rivals += [good.nsmallest(1, column) for column in ("n_scored", "ms_p50")]
     best = graph.sort_values([quality, "n_scored"], ascending=[False, True]).iloc[:1]
     others = table[table["way"].isin(["released", "exhaustive", "dense", "flat", "hnsw"])].drop_duplicates("way")
-    yield f"surrogate {surrogate['options']}: {quality} {surrogate[quality]:.3f}, {surrogate['n_scored']:.0f} scored, {surrogate['ms_p50']:.1f} ms"
+    own = f"{quality} {surrogate[quality]:.3f}, {surrogate['n_scored']:.0f} scored, {surrogate['ms_p50']:.1f} ms"
+    yield f"surrogate {surrogate['options']}: {own}"
     for _, rival in pd.concat([best, *rivals, others]).drop_duplicates(["way", "options"]).iterrows():
         scored = "" if np.isnan(rival["n_scored"]) else f"{rival['n_scored'] / surrogate['n_scored']:.1f}x its documents, "
         batch = "" if np.isnan(rival["ms_batch"]) else f", {rival['ms_batch'] / surrogate['ms_batch']:.2f}x in batches"

@@ -167,7 +167,7 @@ class HypencoderIndex(pt.Artifact):
             verbose: whether to show progress of building.
 
         Raises:
-            ValueError: where the file on disk is not of this index.
+            ValueError: where its files are damaged or not of this index.
         """
         return InnerProductIndex(self.reader, verbose=verbose)
 

@@ -75,8 +75,27 @@ def test_vectors_that_are_all_equal(tmp_path, count):
     met = torch.zeros(1, count, dtype=torch.bool)
     values, docids = scan(torch.ones(1, D), 5, met)
     real = docids[values > -torch.inf].tolist()
-    assert len(set(real)) == len(real) and 1 <= len(real) <= min(5, count)
+    assert len(set(real)) == len(real) == min(5, count)
     torch.testing.assert_close(values[values > -torch.inf], torch.full((len(real),), float(D)), rtol=1e-2, atol=0)
+    met[0, 1:] = True
+    values, docids = scan(torch.ones(1, D), 5, met)
+    assert docids[values > -torch.inf].tolist() == [0]
+
+
+def test_many_copies_of_one_vector_do_not_hide_the_others(tmp_path):
+    copied = docs(0)
+    for place in range(0, N, 3):
+        copied[place] = copied[place] | {"doc_vec": copied[1]["doc_vec"]}
+    index = HypencoderIndexer(tmp_path / "x.hyp").index(copied)
+    queries = torch.randn(20, D, generator=torch.Generator().manual_seed(0))
+    queries[0] = torch.from_numpy(copied[1]["doc_vec"])  # likes the copies best
+    values, docids = index.inner_product_index()(queries, 50, torch.zeros(20, N, dtype=torch.bool))
+    products = queries @ torch.from_numpy(index.vectors.astype(np.float32)).T
+    best = products.topk(50, dim=1).values
+    torch.testing.assert_close(values, products.gather(1, docids), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(values[0], best[0], rtol=1e-2, atol=1e-2)
+    assert sum(values[0].diff() == 0) > 40 and all(len(set(ids)) == 50 for ids in docids.tolist())
+    assert float((values >= best[:, -1:] - 0.01).float().mean()) > 0.95
 
 
 def test_more_than_there_are(index):
@@ -140,3 +159,32 @@ def test_it_is_asked_where_there_is_one_and_all_documents_may_be_returned(index,
     found = index.retriever(num_results=20, search="surrogate", n_seeds=50, device="cpu", allowed_docnos=few)(topics)
     assert not asked
     pd.testing.assert_frame_equal(found, index.retriever(num_results=20, allowed_docnos=few)(topics)[found.columns])
+
+
+@pytest.mark.parametrize("name", [INDEX_FILE, inner_product._DOCIDS_FILE, inner_product._STARTS_FILE])
+@pytest.mark.parametrize("kept", [0, 0.5, 0.99])
+def test_a_file_cut_short_is_no_index(index, name, kept):
+    index.inner_product_index()
+    whole = (index.path / name).read_bytes()
+    (index.path / name).write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(ValueError, match=f"inner-product index of {N} documents .*remove {FACTS_FILE} there"):
+        index.inner_product_index()
+    (index.path / FACTS_FILE).unlink()
+    assert found_of(index, torch.ones(1, D), 50, torch.zeros(1, N, dtype=torch.bool))[2] > 0.9
+
+
+def test_a_build_that_was_killed_is_begun_anew(index, monkeypatch):
+    put = inner_product._put
+    for name in (INDEX_FILE, inner_product._DOCIDS_FILE, inner_product._STARTS_FILE):
+
+        def killed(file, at=name):
+            if file.name == at:
+                raise KeyboardInterrupt
+            return put(file)
+
+        monkeypatch.setattr(inner_product, "_put", killed)
+        with pytest.raises(KeyboardInterrupt):
+            index.inner_product_index()
+        assert not inner_product.is_built(index.reader)
+    monkeypatch.setattr(inner_product, "_put", put)
+    assert found_of(index, torch.ones(1, D), 50, torch.zeros(1, N, dtype=torch.bool))[2] > 0.9
