@@ -79,11 +79,12 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
         num_results: documents per query at most.
         batch_size: queries that go through the collection together.
         search: which documents are evaluated: ``exhaustive`` (all), ``graph`` (the paper's Algorithm 1), ``surrogate`` (what a
-            linear stand-in of the q-net likes), or ``auto``: all where queries are vectors, where few documents may be
-            returned (20,000, or a million on a GPU) or a tenth of them are wanted; ``graph`` where a CPU would first have to
-            build an inner-product index (above two million documents) and there is a graph; and else ``surrogate``. A frame
-            that brings documents gives ``graph`` and ``surrogate`` where to begin. Where as many documents would be entered
-            as may be returned, all those are evaluated.
+            linear stand-in of the q-net likes, found by a product with all vectors, or on a CPU, where all documents may be
+            returned, by :meth:`HypencoderIndex.inner_product_index` if that has been built), or ``auto``: all where queries
+            are vectors, where few documents may be returned (20,000, or a million on a GPU) or a tenth of them are wanted;
+            ``graph`` where a CPU would first have to build an inner-product index (above two million documents) and there is
+            a graph; and else ``surrogate``. A frame that brings documents gives ``graph`` and ``surrogate`` where to begin.
+            Where as many documents would be entered as may be returned, all those are evaluated.
         device: where q-nets are evaluated: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda[:n]``.
         precision: of that evaluation: ``fp32``, ``bf16``, or ``auto`` (what keeps the ranking: fp32).
         qnet_width: evaluate only the first units of every hidden layer, for Matryoshka models; None for all.
