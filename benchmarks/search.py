@@ -10,14 +10,16 @@ What they aim at is search with query vectors: where a bi-encoder made the index
 (``dense``), and FAISS with all of them in memory, exhaustive (``flat``) and by ``hnsw``. Of each option several values
 are tried while the others stay as they are by default.
 
-For every setting the table has the documents scored per query (not for FAISS, which does not say); milliseconds per query,
-tried three times, of single queries (median and 95th percentile) and in batches of up to 32 (median); R@n, the share of the
-n best documents of exhaustive search with the same q-nets or query vectors that are found; and nDCG@10 where there are
-judgements. Making q-nets is timed apart. The folder ``--out`` gets the table as search.csv, and pictures of quality against
-time and against documents scored.
+For every setting the table has the documents scored per query (not for FAISS, which does not say); milliseconds per query of
+single queries (median and 95th percentile) and in batches of up to 32 (median), all settings tried three times in turn; R@n,
+the share of the n best documents of exhaustive search with the same q-nets or query vectors that are found; and nDCG@10 where
+there are judgements. Making q-nets is timed apart. The folder ``--out`` gets the table as search.csv, and pictures of quality
+against time and against documents scored.
 """
 
 import argparse
+import functools
+import gc
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -224,10 +226,10 @@ class Bench:
     def surrogate_settings(self) -> list[dict[str, Any]]:
         """Each option around the retriever's values, which come first, with either scan."""
         seeds = n_seeds_for(self.index.vec_size, started=self.qnets.query_vectors is not None)
-        base = {"scan": "index", "n_seeds": seeds, "per_round": max(250, self.k // 2), "rounds": DEFAULTS.rounds}
+        base = {"scan": "product", "n_seeds": seeds, "per_round": max(250, self.k // 2), "rounds": DEFAULTS.rounds}
         settings: list[dict[str, Any]] = [
             base,
-            base | {"scan": "product"},
+            base | {"scan": "index"},
             base | {"fallback": "graph"},
             base | {"polish": True},
         ]
@@ -295,27 +297,37 @@ def recall(results: Results, truth: Results, depth: int) -> float:
     return float(np.mean([np.isin(best[:depth], found[:depth]).mean() for found, best in pairs]))
 
 
-def measured(way: Way, queries: int, truth: Results | None, k: int) -> tuple[dict[str, Any], Results]:
-    """One row of the table, and the results."""
-    way.search(slice(0, 1))  # what is done only once is not counted
-    single, batches = [], []
-    for _ in range(REPEATS):
-        found, times = milliseconds(way.search, queries, 1)
-        single += times
-        batches.append(sum(milliseconds(way.search, queries, BATCH)[1]) / queries if way.batches else np.nan)
-    results = found[0]
-    for others in found[1:]:
-        results = results.then(others)
-    row = {
-        "way": way.name,
-        "options": " ".join(f"{name}={value}" for name, value in way.options.items()),
-        "ms_p50": np.percentile(single, 50),
-        "ms_p95": np.percentile(single, 95),
-        "ms_batch": np.median(batches),
-    }
-    row |= {name: float(np.mean(values)) for name, values in results.stats.items()}
-    row |= {f"R@{depth}": recall(results, truth or results, depth) for depth in DEPTHS if depth <= k}
-    return row, results
+def timed(way: Way, queries: int) -> tuple[list[Results], list[float], float]:
+    """The results of single queries, their times, and the mean time of a query in batches."""
+    found, single = milliseconds(way.search, queries, 1)
+    batches = sum(milliseconds(way.search, queries, BATCH)[1]) / queries if way.batches else np.nan
+    return found, single, batches
+
+
+def measured(ways: list[Way], queries: int, k: int) -> Iterator[tuple[dict[str, Any], Results]]:
+    """For each way a row of the table, and its results; the first way finds what the others should.
+
+    They are tried in turn, so that a machine that is slower for a while is so for all.
+    """
+    for way in ways:
+        way.search(slice(0, 1))  # what is done only once is not counted
+    gc.freeze()  # the released search's many objects would be looked through while others are timed
+    rounds = [[timed(way, queries) for way in pt.tqdm(ways, desc=f"trial {n} of {REPEATS}")] for n in range(1, REPEATS + 1)]
+    truth: Results | None = None
+    for way, trials in zip(ways, zip(*rounds, strict=True), strict=True):
+        found, single, batches = zip(*trials, strict=True)
+        results = functools.reduce(Results.then, found[0])
+        truth = truth or results
+        row = {
+            "way": way.name,
+            "options": " ".join(f"{name}={value}" for name, value in way.options.items()),
+            "ms_p50": np.percentile(np.concatenate(single), 50),
+            "ms_p95": np.percentile(np.concatenate(single), 95),
+            "ms_batch": np.median(batches),
+        }
+        row |= {name: float(np.mean(values)) for name, values in results.stats.items()}
+        row |= {f"R@{depth}": recall(results, truth, depth) for depth in DEPTHS if depth <= k}
+        yield row, results
 
 
 def ndcg(results: Results, topics: pd.DataFrame, qrels: pd.DataFrame, index: HypencoderIndex) -> float:
@@ -330,16 +342,12 @@ def ndcg(results: Results, topics: pd.DataFrame, qrels: pd.DataFrame, index: Hyp
 
 
 def table_of(bench: Bench, ways: Iterator[Way], topics: pd.DataFrame | None, qrels: pd.DataFrame | None) -> pd.DataFrame:
-    """Tries the ways in order; the first is exhaustive."""
+    """Tries the ways, the first of which is exhaustive."""
     rows: list[dict[str, Any]] = []
-    truth: Results | None = None
-    for way in ways:
-        row, results = measured(way, len(bench.qnets), truth, bench.k)
-        truth = truth or results
+    for row, results in measured(list(ways), len(bench.qnets), bench.k):
         if topics is not None and qrels is not None and len(qrels):
             row["nDCG@10"] = ndcg(results, topics, qrels, bench.index)
         rows.append(row)
-        print(".", end="", flush=True, file=sys.stderr)
     return pd.DataFrame(rows)
 
 
