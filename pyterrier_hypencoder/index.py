@@ -161,7 +161,7 @@ class HypencoderIndex(pt.Artifact):
         """The index for maximum inner product, opened, or built on first use inside the index directory.
 
         Where there is one, surrogate search on a CPU asks it, in place of a product with all vectors; see
-        :class:`HypencoderRetriever`. It takes two bytes for each value of the vectors, and some 270 for each document.
+        :class:`HypencoderRetriever`. It takes as much as the vectors, and some 280 bytes for each document.
 
         Args:
             verbose: whether to show progress of building.

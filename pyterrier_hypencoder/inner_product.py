@@ -1,8 +1,9 @@
 """The inner-product index: what surrogate search asks where a matrix product over all vectors takes longer.
 
-A graph of FAISS (HNSW) over the vectors in half precision, inside the index directory and read as a memory map. Bytes would
-take half the memory and a fifth less time, but one vector far from all others would leave them few values for the rest. It
-has equal vectors once: many of them would have no neighbours but one another, and a search would not get past them.
+A graph of FAISS (HNSW) over the vectors in the precision in which they are stored, inside the index directory and read as a
+memory map. Bytes would take half the memory and a fifth less time, but one vector far from all others would leave them few
+values for the rest. It has equal vectors once: many of them would have no neighbours but one another, and a search would not
+get past them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 INDEX_FILE, FACTS_FILE = "inner_product.faiss", "inner_product.json"
 _DOCIDS_FILE = "inner_product.docids.npy"  # (N,), of all documents, those of one vector together
 _STARTS_FILE = "inner_product.starts.npy"  # (U + 1,), where those of each distinct vector begin there
-_FACTORY = "HNSW32,SQfp16"  # 32 neighbours of each vector, and twice as many in the lowest layer
+_FACTORY = "HNSW32"  # neighbours of each vector; twice as many in the lowest layer
 _BEAM = 200  # of building; with FAISS's own 40 the same recall takes a third more time of every search
 _BLOCK_BYTES = 2**25
 
@@ -122,7 +123,8 @@ def _build(reader: Reader, verbose: bool) -> None:
     import faiss
 
     distinct = Distinct(reader.vectors)
-    index: Any = faiss.index_factory(reader.vec_size, _FACTORY, faiss.METRIC_INNER_PRODUCT)
+    kind = "SQfp16" if distinct.dtype == np.float16 else "Flat"
+    index: Any = faiss.index_factory(reader.vec_size, f"{_FACTORY},{kind}", faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction = _BEAM
     index.is_trained = True  # half precision has nothing to learn
     with pt.tqdm(total=len(distinct), desc=INDEX_FILE, unit="doc", disable=not verbose) as progress:

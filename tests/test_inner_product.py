@@ -52,10 +52,11 @@ def test_the_very_best_may_have_been_met(index):
     assert found_of(index, queries, 50, met)[2] > 0.9
 
 
-def test_lengths_may_differ(tmp_path):
-    lengths = np.exp(0.5 * np.random.default_rng(2).normal(size=N))
+@pytest.mark.parametrize(("dtype", "unit"), [("fp16", 1.0), ("fp32", 1.0), ("fp32", 1e6)])
+def test_lengths_may_differ(tmp_path, dtype, unit):
+    lengths = unit * np.exp(0.5 * np.random.default_rng(2).normal(size=N))
     scaled = [doc | {"doc_vec": doc["doc_vec"] * np.float32(length)} for doc, length in zip(docs(0), lengths, strict=True)]
-    index = HypencoderIndexer(tmp_path / "x.hyp").index(scaled)
+    index = HypencoderIndexer(tmp_path / "x.hyp", dtype=dtype).index(scaled)
     queries = torch.randn(3, D, generator=torch.Generator().manual_seed(0))
     assert found_of(index, queries, 50, torch.zeros(3, N, dtype=torch.bool))[2] > 0.95
 
