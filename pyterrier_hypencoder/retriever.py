@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 import torch
+from torch import Tensor
 
 from . import scoring
 from .encoder import Encoder
@@ -23,7 +24,7 @@ from .scorer import OnIndex, path_of
 from .search.exhaustive import exhaustive
 from .search.graph import READINGS, SEED, entry_points, graph_search, number_of
 from .search.results import Results
-from .search.surrogate import Scan, n_seeds_for, surrogate_search
+from .search.surrogate import Scan, exact_scan, n_seeds_for, surrogate_search
 from .storage import Reader, identity
 
 logger = logging.getLogger(__name__)
@@ -79,12 +80,12 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
         num_results: documents per query at most.
         batch_size: queries that go through the collection together.
         search: which documents are evaluated: ``exhaustive`` (all), ``graph`` (the paper's Algorithm 1), ``surrogate`` (what a
-            linear stand-in of the q-net likes, found by a product with all vectors, or on a CPU, where all documents may be
-            returned, by :meth:`HypencoderIndex.inner_product_index` if that has been built), or ``auto``: all where queries
-            are vectors, where few documents may be returned (20,000, or a million on a GPU) or a tenth of them are wanted;
-            ``graph`` where a CPU would first have to build an inner-product index (above two million documents) and there is
-            a graph; and else ``surrogate``. A frame that brings documents gives ``graph`` and ``surrogate`` where to begin.
-            Where as many documents would be entered as may be returned, all those are evaluated.
+            linear stand-in of the q-net likes, found by a product with all vectors, or on a CPU, where that costs less, by
+            :meth:`HypencoderIndex.inner_product_index` if that has been built), or ``auto``: all where queries are vectors,
+            where few documents may be returned (20,000, or a million on a GPU) or a tenth of them are wanted; ``graph`` where
+            a CPU would first have to build an inner-product index (above two million documents) and there is a graph; and
+            else ``surrogate``. A frame that brings documents gives ``graph`` and ``surrogate`` where to begin. Where as many
+            documents would be entered as may be returned, all those are evaluated.
         device: where q-nets are evaluated: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda[:n]``.
         precision: of that evaluation: ``fp32``, ``bf16``, or ``auto`` (what keeps the ranking: fp32).
         qnet_width: evaluate only the first units of every hidden layer, for Matryoshka models; None for all.
@@ -324,7 +325,7 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
             entries,
             len(qnets),
             self.num_results,
-            scan=self._scan(reader, device, allowed),
+            scan=self._scan(reader, device),
             device=device,
             start=qnets.query_vectors,
             rounds=self.rounds,
@@ -371,19 +372,29 @@ class HypencoderRetriever(OnIndex, pt.Transformer):
             logger.info("search=%r: it would begin with %d documents, so all %d are evaluated", self._search, fewest, count)
         return fewest >= count
 
-    def _scan(self, reader: Reader, device: torch.device, allowed: list[np.ndarray | None]) -> Scan | None:
-        """The inner-product index where there is one, or a product with all vectors takes too long; None for the product.
+    def _scan(self, reader: Reader, device: torch.device) -> Scan | None:
+        """The inner-product index, where there is one or the collection is large, while that costs less than the product.
 
-        The product also where not all documents may be returned: of few, the index would find hardly any.
+        Returns:
+            None for the product with all vectors.
         """
-        if device.type != "cpu" or any(ids is not None for ids in allowed):
+        if device.type != "cpu":
             return None
 
         def opened() -> Scan | None:
             wanted = reader.doc_count > SCANNED or is_built(reader)
-            return InnerProductIndex(reader, verbose=self.verbose) if wanted else None
+            return (
+                self._either(InnerProductIndex(reader, verbose=self.verbose), exact_scan(reader.vectors)) if wanted else None
+            )
 
         return self._open("scan", (identity(reader.path), identity(reader.path, FACTS_FILE)), opened)
+
+    @staticmethod
+    def _either(index: InnerProductIndex, product: Scan) -> Scan:
+        def scan(queries: Tensor, k: int, met: Tensor) -> tuple[Tensor, Tensor]:
+            return (index if index.is_worth_it(len(queries), k, met) else product)(queries, k, met)
+
+        return scan
 
     def _graph(self, reader: Reader) -> NeighbourGraph:
         return self._open("graph", (identity(reader.path), self.graph_k), lambda: open_graph(reader, self.graph_k))

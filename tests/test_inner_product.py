@@ -61,6 +61,19 @@ def test_lengths_may_differ(tmp_path, dtype, unit):
     assert found_of(index, queries, 50, torch.zeros(3, N, dtype=torch.bool))[2] > 0.95
 
 
+@pytest.mark.parametrize("shared", [1.0, 3.0])
+def test_what_all_vectors_share_hides_none(tmp_path, shared):
+    rest = np.array([doc["doc_vec"] for doc in docs(0)])
+    common = shared * np.sqrt(D) * np.eye(D, dtype=np.float32)[3]
+    index = HypencoderIndexer(tmp_path / "x.hyp").index(
+        {"docno": f"d{i}", "doc_vec": vector + common} for i, vector in enumerate(rest)
+    )
+    queries = torch.randn(20, D, generator=torch.Generator().manual_seed(0))
+    values, products, share = found_of(index, queries, 50, torch.zeros(20, N, dtype=torch.bool))
+    torch.testing.assert_close(values, products, rtol=1e-2, atol=0.05)
+    assert share > 0.95
+
+
 def test_one_vector_far_from_all_others_costs_them_nothing(tmp_path):
     far = docs(0)
     far[7] = far[7] | {"doc_vec": far[7]["doc_vec"] * 1000}
@@ -144,10 +157,11 @@ def test_large_collections_are_searched_over_it(index, monkeypatch):
     assert len(both) >= 0.9 * len(expected)
 
 
-def test_it_is_asked_where_there_is_one_and_all_documents_may_be_returned(index, monkeypatch):
+def test_it_is_asked_where_there_is_one_and_it_costs_less(index, monkeypatch):
     asked = []
     scan = InnerProductIndex.__call__
     monkeypatch.setattr(InnerProductIndex, "__call__", lambda *arguments: asked.append(1) or scan(*arguments))
+    monkeypatch.setattr(inner_product, "_WORTH", 5)
     topics = pd.DataFrame({"qid": ["1"], "query_vec": list(np.random.default_rng(1).normal(size=(1, D)))})
     surrogate = index.retriever(num_results=20, search="surrogate", n_seeds=50, device="cpu")
     surrogate(topics)
@@ -160,9 +174,34 @@ def test_it_is_asked_where_there_is_one_and_all_documents_may_be_returned(index,
     found = index.retriever(num_results=20, search="surrogate", n_seeds=50, device="cpu", allowed_docnos=few)(topics)
     assert not asked
     pd.testing.assert_frame_equal(found, index.retriever(num_results=20, allowed_docnos=few)(topics)[found.columns])
+    surrogate.allowed_docnos = [f"d{i}" for i in range(N)]
+    surrogate(topics)
+    assert asked
 
 
-@pytest.mark.parametrize("name", [INDEX_FILE, inner_product._DOCIDS_FILE, inner_product._STARTS_FILE])
+def test_whether_it_costs_less(index):
+    scan, met = index.inner_product_index(), torch.zeros(2, N, dtype=torch.bool)
+    assert scan.is_worth_it(1, 50, met) and scan.is_worth_it(2, 30, met)
+    assert not scan.is_worth_it(1, 70, met) and not scan.is_worth_it(2, 40, met)
+    met[1, :40] = True
+    assert not scan.is_worth_it(1, 50, met) and scan.is_worth_it(1, 20, met)
+
+
+def test_an_index_that_is_replaced_meanwhile_has_none_of_the_old_vectors(index, monkeypatch):
+    build = inner_product._build
+
+    def overtaken(reader, verbose):
+        HypencoderIndexer(index.path, mode="overwrite").index(docs(5))
+        build(reader, verbose)  # which still reads the old vectors
+
+    monkeypatch.setattr(inner_product, "_build", overtaken)
+    InnerProductIndex(index.reader)
+    assert not inner_product.is_built(index.reader)
+    monkeypatch.setattr(inner_product, "_build", build)
+    assert found_of(index, torch.ones(1, D), 50, torch.zeros(1, N, dtype=torch.bool))[2] > 0.9
+
+
+@pytest.mark.parametrize("name", inner_product._FILES)
 @pytest.mark.parametrize("kept", [0, 0.5, 0.99])
 def test_a_file_cut_short_is_no_index(index, name, kept):
     index.inner_product_index()
@@ -176,7 +215,7 @@ def test_a_file_cut_short_is_no_index(index, name, kept):
 
 def test_a_build_that_was_killed_is_begun_anew(index, monkeypatch):
     put = inner_product._put
-    for name in (INDEX_FILE, inner_product._DOCIDS_FILE, inner_product._STARTS_FILE):
+    for name in inner_product._FILES:
 
         def killed(file, at=name):
             if file.name == at:
