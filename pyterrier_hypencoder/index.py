@@ -160,8 +160,8 @@ class HypencoderIndex(pt.Artifact):
     def inner_product_index(self, *, verbose: bool = False) -> InnerProductIndex:
         """The index for maximum inner product, opened, or built on first use inside the index directory.
 
-        Where there is one, surrogate search on a CPU asks it, in place of a product with all vectors; see
-        :class:`HypencoderRetriever`. It takes as much as the vectors, and some 280 bytes for each document.
+        Where there is one, surrogate search on a CPU asks it, in place of a product with all vectors, while that should cost
+        less; see :class:`HypencoderRetriever`. It takes as much space as the vectors, and some 280 bytes for each document.
 
         Args:
             verbose: whether to show progress of building.
