@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from .neighbours import Distinct
-from .storage import Reader, fsync, state_of, write_json
+from .storage import Reader, put, state_of, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -152,8 +151,7 @@ def _build(reader: Reader, verbose: bool) -> None:
             progress.update(len(tile))
     with _put(reader.path / INDEX_FILE) as part:
         faiss.write_index(index, str(part))
-    starts = np.concatenate([[0], np.cumsum(distinct.sizes)])
-    for name, array in zip(_FILES[1:], (np.argsort(distinct.of, kind="stable"), starts, mean), strict=True):
+    for name, array in zip(_FILES[1:], (distinct.order, distinct.starts, mean), strict=True):
         with _put(reader.path / name) as part, open(part, "wb") as out:
             np.save(out, array)
 
@@ -163,5 +161,4 @@ def _put(file: Path) -> Iterator[Path]:
     """Where to write a file that then appears under its name, whole."""
     part = file.with_name(f".{file.name}.part")
     yield part
-    fsync(part)
-    os.replace(part, file)
+    put(part, file)

@@ -6,7 +6,6 @@ order nor ties depend on how faiss or a GPU rounds. Equal vectors are searched o
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .frames import check_choice
-from .storage import fsync
+from .storage import put
 
 BUILDERS = ("exact", "hnsw", "nn_descent")
 EXACT_UP_TO = {"cpu": 200_000, "cuda": 20_000_000}
@@ -204,8 +203,10 @@ class Distinct:
         self.of[order] = rank[np.cumsum(new) - 1]
         self.sizes = np.bincount(self.of)
         """How many documents have each distinct vector, (U,)."""
-        self._order = np.argsort(self.of, kind="stable")
-        self._starts = np.cumsum(self.sizes) - self.sizes
+        self.order = np.argsort(self.of, kind="stable")
+        """The docids, those of one distinct vector together, (N,)."""
+        self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
+        """Where those of each distinct vector begin there, and the end, (U + 1,)."""
 
     def __len__(self) -> int:
         return len(self.docids)
@@ -221,8 +222,8 @@ class Distinct:
 
     def members(self, row: int, most: int) -> np.ndarray:
         """The first documents that have a distinct vector."""
-        start = self._starts[row]
-        return self._order[start : start + min(most, self.sizes[row])]
+        start = self.starts[row]
+        return self.order[start : start + min(most, self.sizes[row])]
 
     def tiles(self, most_bytes: int, dtype: Any = np.float32) -> Iterator[tuple[int, np.ndarray]]:
         """All distinct vectors in pieces: where one begins, and its vectors (n, D); a copy."""
@@ -326,7 +327,7 @@ class _Hnsw:
         if not file.exists():
             part = file.with_suffix(".part")
             faiss.write_index(self._made(options, verbose), str(part))
-            _keep(part, file)
+            put(part, file)
         self._index = faiss.read_index(str(file))
 
     def _made(self, options: dict[str, int], verbose: bool) -> Any:
@@ -359,13 +360,8 @@ class _NNDescent:
                 progress.update(len(distinct))
             part = file.with_suffix(".part.npy")
             np.save(part, faiss.vector_to_array(index.nndescent.final_graph).reshape(len(distinct), -1))
-            _keep(part, file)
+            put(part, file)
         self._graph = np.load(file, mmap_mode="r", allow_pickle=False)
 
     def candidates(self, rows: np.ndarray, c: int) -> tuple[np.ndarray, np.ndarray]:
         return np.asarray(self._graph[rows], dtype=np.int64), np.full(len(rows), np.inf)
-
-
-def _keep(part: Path, file: Path) -> None:
-    fsync(part)
-    os.replace(part, file)

@@ -380,6 +380,12 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     fsync(path.parent)
 
 
+def put(part: Path, file: Path) -> None:
+    """Gives a file that has been written its name, once it is on the disk."""
+    fsync(part)
+    os.replace(part, file)
+
+
 def fsync(path: Path) -> None:
     """Waits until a file or the names in a folder are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

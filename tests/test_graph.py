@@ -512,7 +512,7 @@ def test_what_an_approximate_build_made_first_is_kept(tmp_path, monkeypatch, bui
         stop_after(patch, 0)
         with pytest.raises(StopError):
             build(index.reader, 6, builder=builder)
-    monkeypatch.setattr(neighbours, "_keep", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(neighbours, "put", lambda *_: pytest.fail("made again"))
     assert index.corpus_graph(6, builder=builder).meta["recall"] > 0.97
 
 
