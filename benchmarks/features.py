@@ -21,7 +21,7 @@ from search import random_qnets
 from torch import Tensor
 
 from pyterrier_hypencoder import HypencoderIndex, HypencoderRetriever, QNets
-from pyterrier_hypencoder.search.graph import entry_points
+from pyterrier_hypencoder.search.graph import draw_entry_points
 from pyterrier_hypencoder.search.surrogate import fit
 
 TOP = 100
@@ -53,52 +53,52 @@ def products(vectors: Tensor) -> Features:
 
 
 def found(
-    scores: Tensor, vectors: Tensor, per_round: int, rounds: int, features: Features | None, proposed: int
+    scores: Tensor, vectors: Tensor, n_per_round: int, max_rounds: int, features: Features | None, proposed: int
 ) -> tuple[int, float]:
     """Runs the rounds for one q-net.
 
     Args:
         scores: (N,), which the rounds see of the documents that they evaluate.
         vectors: (N, D).
-        per_round: documents that a round evaluates.
-        rounds: how many there are.
+        n_per_round: documents that a round evaluates.
+        max_rounds: how many there are.
         features: those by which a round chooses among the documents proposed; None to evaluate the first of them.
         proposed: documents that the linear function proposes in a round.
 
     Returns:
         Documents evaluated, and how many of the best :data:`TOP` are among them, as a share.
     """
-    docids = torch.from_numpy(entry_points(len(vectors), 2 * vectors.shape[1]))
+    docids = torch.from_numpy(draw_entry_points(len(vectors), 2 * vectors.shape[1]))
 
     def liked(rows: Callable[[Tensor], Tensor], among: Tensor, number: int) -> Tensor:
         function = fit(rows(docids).unsqueeze(0), scores[docids].unsqueeze(0), DEFAULTS.ridge)[0]
         return among[(rows(among) @ function).topk(min(number, len(among))).indices]
 
-    for _ in range(rounds):
+    for _ in range(max_rounds):
         new = torch.ones(len(vectors), dtype=torch.bool)
         new[docids] = False
         others = new.nonzero()[:, 0]
-        chosen = liked(vectors.__getitem__, others, per_round if features is None else proposed)
-        docids = torch.cat([docids, chosen if features is None else liked(features, chosen, per_round)])
+        chosen = liked(vectors.__getitem__, others, n_per_round if features is None else proposed)
+        docids = torch.cat([docids, chosen if features is None else liked(features, chosen, n_per_round)])
     best = scores.topk(min(TOP, len(scores))).indices
     return len(docids), float(torch.isin(best, docids).float().mean())
 
 
-def table_of(vectors: Tensor, qnets: QNets, rounds: int) -> pd.DataFrame:
+def make_table(vectors: Tensor, qnets: QNets, max_rounds: int) -> pd.DataFrame:
     """One row for each way of choosing."""
     pairs = products(vectors)
     sizes = [(None, size, size) for size in (250, 500, 1000)]
     settings = [*sizes, *((name, 500, wide) for name in ("first layer", "products") for wide in (3000, 6000))]
     rows = []
-    for name, per_round, proposed in settings:
+    for name, n_per_round, proposed in settings:
         runs = []
         for q in range(len(qnets)):
             qnet = qnets.select([q])
             features = {None: None, "first layer": first_layer(qnet, vectors), "products": pairs}[name]
-            runs.append(found(qnet.score(vectors)[0], vectors, per_round, rounds, features, proposed))
+            runs.append(found(qnet.score(vectors)[0], vectors, n_per_round, max_rounds, features, proposed))
         evaluated, recall = np.mean(runs, axis=0)
-        layers = rounds * proposed / qnets.spec.hidden_layers if name == "first layer" else 0
-        row = {"features": name or "linear", "per_round": per_round, "proposed": proposed}
+        layers = max_rounds * proposed / qnets.spec.hidden_layers if name == "first layer" else 0
+        row = {"features": name or "linear", "n_per_round": n_per_round, "proposed": proposed}
         rows.append(row | {"evaluations": evaluated + layers, "R@100": recall})
     return pd.DataFrame(rows)
 
@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
     vectors = torch.from_numpy(np.array(HypencoderIndex(options.index).vectors, dtype=np.float32))
     qnets = random_qnets(options.queries, vectors.shape[1], options.layers)
     with torch.inference_mode():
-        table = table_of(vectors, qnets, options.rounds)
+        table = make_table(vectors, qnets, options.rounds)
     print(table.to_string(index=False, float_format="{:.3f}".format))
 
 

@@ -37,11 +37,11 @@ from pyterrier.measures import nDCG
 from torch import Tensor
 
 from pyterrier_hypencoder import BiEncoder, HypencoderIndex, HypencoderIndexer, HypencoderRetriever, QNets, QNetSpec, scoring
-from pyterrier_hypencoder.hypencoder import load_encoder
-from pyterrier_hypencoder.search.exhaustive import exhaustive
-from pyterrier_hypencoder.search.graph import PRESETS, entry_points, graph_search
+from pyterrier_hypencoder.encoders.loading import load_encoder
+from pyterrier_hypencoder.search.exhaustive import exhaustive_search
+from pyterrier_hypencoder.search.graph import PRESETS, draw_entry_points, graph_search
 from pyterrier_hypencoder.search.results import Results
-from pyterrier_hypencoder.search.surrogate import n_seeds_for, surrogate_search
+from pyterrier_hypencoder.search.surrogate import default_n_initial, surrogate_search
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
 from collection import open_collection  # noqa: E402
@@ -95,23 +95,23 @@ class Bench:
         self.inner_products = index.inner_product_index(verbose=True)
         self.device = scoring.resolve_device("auto")
 
-    def exhaustive(self, qnets: QNets) -> Search:
+    def exhaustive_search(self, qnets: QNets) -> Search:
         """Search over all documents."""
 
         def search(part: slice) -> Results:
             nets = qnets.select(part)
-            return exhaustive(scoring.scorer(nets), self.vectors, len(nets), self.k)
+            return exhaustive_search(scoring.make_scorer(nets), self.vectors, len(nets), self.k)
 
         return search
 
     def graph(self, *, initial_candidates: int, n_candidates: int, max_iter: int) -> Search:
         """Algorithm 1."""
-        entries = entry_points(len(self.index), initial_candidates)
+        entries = draw_entry_points(len(self.index), initial_candidates)
 
         def search(part: slice) -> Results:
             nets = self.qnets.select(part)
             return graph_search(
-                scoring.scorer(nets),
+                scoring.make_scorer(nets),
                 self.vectors,
                 self.edges,
                 entries,
@@ -128,19 +128,19 @@ class Bench:
         self,
         *,
         scan: str,
-        n_seeds: int,
-        per_round: int,
-        rounds: int,
+        n_initial: int,
+        n_per_round: int,
+        max_rounds: int,
         fallback: str = DEFAULTS.fallback,
         polish: bool = False,
     ) -> Search:
         """Surrogate search."""
-        seeds = entry_points(len(self.index), n_seeds)
+        seeds = draw_entry_points(len(self.index), n_initial)
 
         def search(part: slice) -> Results:
             nets = self.qnets.select(part)
             return surrogate_search(
-                scoring.scorer(nets),
+                scoring.make_scorer(nets),
                 self.vectors,
                 seeds,
                 len(nets),
@@ -148,8 +148,8 @@ class Bench:
                 scan=self.inner_products if scan == "index" else None,
                 device=self.device,
                 start=nets.query_vectors,
-                rounds=rounds,
-                per_round=per_round,
+                max_rounds=max_rounds,
+                n_per_round=n_per_round,
                 ridge=DEFAULTS.ridge,
                 fallback=fallback,
                 polish=polish,
@@ -191,7 +191,7 @@ class Bench:
 
     def ways(self, with_released: bool) -> Iterator[Way]:
         """All searches with q-nets, the exhaustive one first."""
-        yield Way("exhaustive", {}, self.exhaustive(self.qnets))
+        yield Way("exhaustive", {}, self.exhaustive_search(self.qnets))
         for options in self.graph_settings():
             yield Way("graph", options, self.graph(**options))
         for options in self.surrogate_settings():
@@ -201,7 +201,7 @@ class Bench:
 
     def dense_ways(self, queries: np.ndarray) -> Iterator[Way]:
         """The searches with query vectors, the exhaustive one first."""
-        yield Way("dense", {}, self.exhaustive(QNets.linear(torch.from_numpy(queries))))
+        yield Way("dense", {}, self.exhaustive_search(QNets.linear(torch.from_numpy(queries))))
         vectors = np.array(self.vectors, dtype=np.float32)
         flat = faiss.IndexFlatIP(self.index.vec_size)
         flat.add(vectors)
@@ -226,17 +226,17 @@ class Bench:
 
     def surrogate_settings(self) -> list[dict[str, Any]]:
         """Each option around the retriever's values, which come first, with either scan."""
-        seeds = n_seeds_for(self.index.vec_size, started=self.qnets.query_vectors is not None)
-        base = {"scan": "product", "n_seeds": seeds, "per_round": max(250, self.k // 2), "rounds": DEFAULTS.rounds}
+        seeds = default_n_initial(self.index.vec_size, started=self.qnets.query_vectors is not None)
+        base = {"scan": "product", "n_initial": seeds, "n_per_round": max(250, self.k // 2), "max_rounds": DEFAULTS.rounds}
         settings: list[dict[str, Any]] = [
             base,
             base | {"scan": "index"},
             base | {"fallback": "graph"},
             base | {"polish": True},
         ]
-        settings += [base | {"n_seeds": n} for n in (64, 256, 1024) if n < len(self.index)]
-        settings += [base | {"per_round": n} for n in (100, 250, 500, 1000)]
-        settings += [base | {"rounds": n} for n in (1, 2, 3, 4, 16)]
+        settings += [base | {"n_initial": n} for n in (64, 256, 1024) if n < len(self.index)]
+        settings += [base | {"n_per_round": n} for n in (100, 250, 500, 1000)]
+        settings += [base | {"max_rounds": n} for n in (1, 2, 3, 4, 16)]
         return self._distinct(settings, 3)
 
     def _efficient(self) -> dict[str, int]:
@@ -343,7 +343,7 @@ def ndcg(results: Results, topics: pd.DataFrame, qrels: pd.DataFrame, index: Hyp
     return pt.Evaluate(pt.model.add_ranks(run), qrels[qrels["qid"].isin(qids)], [nDCG @ 10])["nDCG@10"]
 
 
-def table_of(bench: Bench, ways: list[Way], topics: pd.DataFrame | None, qrels: pd.DataFrame | None) -> pd.DataFrame:
+def make_table(bench: Bench, ways: list[Way], topics: pd.DataFrame | None, qrels: pd.DataFrame | None) -> pd.DataFrame:
     """Tries the ways."""
     rows: list[dict[str, Any]] = []
     for row, results in measured(ways, len(bench.qnets), bench.k):
@@ -379,7 +379,7 @@ def topics_of(collection: Any, number: int) -> pd.DataFrame:
     return topics.sample(min(number, len(topics)), random_state=0).reset_index(drop=True)
 
 
-def quality_of(table: pd.DataFrame) -> str:
+def summarize_quality(table: pd.DataFrame) -> str:
     """The column by which ways are compared."""
     return "R@100" if "R@100" in table else "R@10"
 
@@ -392,7 +392,7 @@ def summary(table: pd.DataFrame) -> Iterator[str]:
 
 def compared(table: pd.DataFrame, surrogate: pd.Series) -> Iterator[str]:
     """How one setting of surrogate search compares."""
-    quality = quality_of(table)
+    quality = summarize_quality(table)
     graph = table[table["way"] == "graph"]
     rivals = []
     for enough in (surrogate[quality], 0.99, 0.95):
@@ -413,7 +413,7 @@ def draw(table: pd.DataFrame, folder: Path) -> None:
     """Draws quality against time, and against documents scored."""
     from matplotlib.figure import Figure
 
-    quality = quality_of(table)
+    quality = summarize_quality(table)
     for column, label in (("ms_p50", "ms per query"), ("n_scored", "documents scored per query")):
         figure = Figure(figsize=(7, 5), layout="constrained")
         axes = figure.subplots()
@@ -466,7 +466,7 @@ def main(arguments: list[str] | None = None) -> None:
     if topics is not None and options.combine is None and isinstance(index.model(), BiEncoder):
         vectors = encoded("query vectors", index.model(), topics["query"].tolist()).weights[0][:, :, 0].cpu().numpy()
         ways += bench.dense_ways(vectors)
-    table = table_of(bench, ways, topics, qrels)
+    table = make_table(bench, ways, topics, qrels)
     options.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(options.out / "search.csv", index=False)
     print(table.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.3f}" if value < 10 else f"{value:.1f}"))

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pyterrier_hypencoder import HypencoderTrainer, checkpoint
-from pyterrier_hypencoder.model import DualEncoderConfig
+from pyterrier_hypencoder import HypencoderTrainer
+from pyterrier_hypencoder.encoders import checkpoint
+from pyterrier_hypencoder.encoders.networks import DualEncoderConfig
 from pyterrier_hypencoder.training.collator import Collator
 from pyterrier_hypencoder.training.data import RowSampler, TrainingRows
 
@@ -61,7 +62,7 @@ def main() -> None:
         trainer = HypencoderTrainer(
             checkpoint.build(released_shape(options.layers)),
             Path(folder) / "out",
-            losses=["margin_mse", "cross_entropy_first_items"],
+            losses=["margin_mse", "in_batch_ce"],
             batch_size=options.batch_size,
             max_steps=options.steps,
             warmup_steps=options.steps,

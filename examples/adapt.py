@@ -19,11 +19,12 @@ import pyterrier as pt
 import torch
 from collection import Collection
 
-from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndex, HypencoderIndexer, HypencoderTrainer, checkpoint, hub
-from pyterrier_hypencoder.hypencoder import load_encoder
+from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndex, HypencoderIndexer, HypencoderTrainer
+from pyterrier_hypencoder.encoders import checkpoint, hub
+from pyterrier_hypencoder.encoders.loading import load_encoder
 from pyterrier_hypencoder.training.collator import Collator
 from pyterrier_hypencoder.training.data import RowSampler, TrainingRows
-from pyterrier_hypencoder.training.vectors import vectors_of
+from pyterrier_hypencoder.training.frozen_vectors import make_vector_lookup
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 KINDS = ("hypencoder", "bi-encoder")
@@ -61,7 +62,7 @@ class Recipe:
     head_learning_rate: float = 2e-3
     warmup_steps: int = 100
     dropout: float = 0.1
-    losses: tuple[str, ...] = ("cross_entropy_first_items",)
+    losses: tuple[str, ...] = ("in_batch_ce",)
     negatives: int = 0
     bf16: bool = True
 
@@ -184,7 +185,7 @@ def train(
         },
     )
     sampler = RowSampler(positive="type", negatives=recipe.negatives, item_texts=False)
-    collator = Collator(tokenizer, query_max_length=32, vectors=vectors_of(documents))
+    collator = Collator(tokenizer, query_max_length=32, vectors=make_vector_lookup(documents))
     return trainer.fit(TrainingRows(rows, sampler, shuffle_buffer=0), collator, validate=validate, best="mean", resume=True)
 
 

@@ -291,7 +291,7 @@ def split(doc: str) -> tuple[str, str]:
     return first[:end], " ".join([first[end:], *rest]).strip()
 
 
-def query_of(summary: str) -> str:
+def make_query(summary: str) -> str:
     """Turns a summary into plain words, which no query parser takes for operators."""
     return "" if _NO_SUMMARY.search(summary) else " ".join(_words(summary))
 
@@ -339,7 +339,7 @@ def build() -> Collection:
     queries: dict[str, str] = {}
     relevant: dict[str, list[str]] = defaultdict(list)
     for docno, (summary, _) in documents.items():
-        query = query_of(summary)
+        query = make_query(summary)
         qid = "q" + hashlib.sha256(query.lower().encode()).hexdigest()[:12]
         queries.setdefault(qid, query)
         relevant[qid].append(docno)

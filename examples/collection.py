@@ -44,7 +44,7 @@ def open_collection(name: str, split: str | None = None) -> Collection:
         return Collection("documentation of installed libraries", lambda: iter(made.docs), made.topics, made.qrels)
     if name.startswith("irds:"):
         dataset = pt.get_dataset(name)
-        return Collection(name, dataset.get_corpus_iter, _topics_of(dataset), dataset.get_qrels())
+        return Collection(name, dataset.get_corpus_iter, _split_topics(dataset), dataset.get_qrels())
     folder, dot = Path(name), f".{split}" if split else ""
     if wordnet.is_wordnet(folder):
         return Collection("WordNet", lambda: wordnet.documents(folder), *wordnet.topics(folder))
@@ -56,7 +56,7 @@ def open_collection(name: str, split: str | None = None) -> Collection:
     return Collection(name, lambda: _read_docs(folder / files[0]), topics, pt.io.read_qrels(str(folder / f"qrels{dot}.txt")))
 
 
-def _topics_of(dataset: Any) -> pd.DataFrame:
+def _split_topics(dataset: Any) -> pd.DataFrame:
     topics = dataset.get_topics()
     if "query" not in topics.columns:  # topics of several fields
         topics = dataset.get_topics("title")

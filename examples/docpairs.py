@@ -159,7 +159,7 @@ def pairs(folder: Path) -> list[Pair]:
         own = []
         for name, doc in docstrings(wheel):
             summary, text = apidocs.split(doc)
-            query, text = apidocs.query_of(summary), " ".join(text.split()[:MAX_WORDS])
+            query, text = apidocs.make_query(summary), " ".join(text.split()[:MAX_WORDS])
             long_enough = len(query.split()) in QUERY_WORDS and len(text.split()) >= MIN_WORDS
             # A name can come twice: a property with its setter, or one function for each platform.
             if long_enough and name not in names and not held_out.has(query, text) and not seen.has(query, text):

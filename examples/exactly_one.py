@@ -35,8 +35,9 @@ import transformers
 from pyterrier.measures import Rprec
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndexer, checkpoint
-from pyterrier_hypencoder.model import DualEncoderConfig, HypencoderDualEncoder
+from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndexer
+from pyterrier_hypencoder.encoders import checkpoint
+from pyterrier_hypencoder.encoders.networks import DualEncoderConfig, HypencoderDualEncoder
 from pyterrier_hypencoder.training.collator import Collator
 from pyterrier_hypencoder.training.data import RowSampler, TrainingRows
 from pyterrier_hypencoder.training.trainer import HypencoderTrainer
@@ -162,7 +163,7 @@ def make_encoder(kind: str, dimension: int, vocabulary: int, seed: int = 0) -> H
         qnet = {"vector_dimensions": [dimension, 64, 1], "activation_type": "gelu", "do_layer_norm": False}
         query = {
             "base_encoder_output_dim": dimension,
-            "head_start": "dense",  # the released start is made for vectors of 768 dimensions
+            "head_init": "dense",  # the released start is made for vectors of 768 dimensions
             "converter_kwargs": qnet | {"do_residual": False},
         }
     config = DualEncoderConfig(
@@ -222,7 +223,7 @@ def train(
         make_encoder(kind, dimension, len(tokenizer), seed),
         folder / "checkpoints",
         tokenizer=tokenizer,
-        losses=["kl_distillation"],
+        losses=["kl"],
         batch_size=64,
         max_steps=steps,
         learning_rate=6e-3,

@@ -23,7 +23,7 @@ from pyterrier.measures import nDCG
 from scipy.stats import norm
 
 from pyterrier_hypencoder import HypencoderIndexer
-from pyterrier_hypencoder.hypencoder import load_encoder
+from pyterrier_hypencoder.encoders.loading import load_encoder
 
 CUTOFF = 100
 #: Topics that are looked at, as each one takes a fit.

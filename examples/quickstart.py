@@ -19,7 +19,7 @@ from collection import Collection, open_collection
 from pyterrier.measures import RR, R, nDCG
 
 from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndexer
-from pyterrier_hypencoder.measures import NumScored
+from pyterrier_hypencoder.transformers.measures import NumScored
 
 CUTOFF = 100
 GRAPH_K = 100

@@ -24,8 +24,9 @@ import pandas as pd
 from collection import Collection, open_collection
 from pyterrier.measures import RR, R, nDCG
 
-from pyterrier_hypencoder import HypencoderIndex, checkpoint
-from pyterrier_hypencoder.validation import Validation
+from pyterrier_hypencoder import HypencoderIndex
+from pyterrier_hypencoder.encoders import checkpoint
+from pyterrier_hypencoder.training.validation import Validation
 
 RECIPE = adapt.Recipe()
 EPOCHS = 2

@@ -19,7 +19,7 @@ import pandas as pd
 from collection import open_collection
 from pyterrier.measures import RR, R, nDCG
 
-from pyterrier_hypencoder.validation import Validation
+from pyterrier_hypencoder.training.validation import Validation
 
 RECIPE = adapt.Recipe(
     hidden=(96,),
@@ -28,7 +28,7 @@ RECIPE = adapt.Recipe(
     every=100,
     learning_rate=3e-4,
     warmup_steps=50,
-    losses=("cross_entropy_own_group",),
+    losses=("listwise_ce",),
     negatives=63,
 )
 EPOCHS = 10

@@ -7,26 +7,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .biencoder import BiEncoder
-    from .estimator import HypencoderEstimator
-    from .hypencoder import Hypencoder
-    from .index import HypencoderIndex
-    from .indexer import HypencoderIndexer
+    from .artifact import HypencoderIndex, HypencoderIndexer
+    from .encoders.biencoder import BiEncoder
+    from .encoders.hypencoder import Hypencoder
     from .qnet import QNets, QNetSpec
-    from .retriever import HypencoderRetriever
-    from .scorer import HypencoderScorer
     from .search.graph import PRESETS
+    from .training.estimator import HypencoderEstimator
     from .training.trainer import HypencoderTrainer
+    from .transformers.retriever import HypencoderRetriever
+    from .transformers.scorer import HypencoderScorer
 
 _MODULES = {
     "PRESETS": "search.graph",
-    "BiEncoder": "biencoder",
-    "Hypencoder": "hypencoder",
-    "HypencoderEstimator": "estimator",
-    "HypencoderIndex": "index",
-    "HypencoderIndexer": "indexer",
-    "HypencoderRetriever": "retriever",
-    "HypencoderScorer": "scorer",
+    "BiEncoder": "encoders.biencoder",
+    "Hypencoder": "encoders.hypencoder",
+    "HypencoderEstimator": "training.estimator",
+    "HypencoderIndex": "artifact",
+    "HypencoderIndexer": "artifact",
+    "HypencoderRetriever": "transformers.retriever",
+    "HypencoderScorer": "transformers.scorer",
     "HypencoderTrainer": "training.trainer",
     "QNetSpec": "qnet",
     "QNets": "qnet",

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_golden import FOLDERS, Golden
+from golden_checkpoints import FOLDERS, Golden
 
 from pyterrier_hypencoder.scoring import scorer
 from pyterrier_hypencoder.search.graph import graph_search

@@ -3,48 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from golden_checkpoints import FOLDERS, HERE, Golden
 
-from pyterrier_hypencoder import Hypencoder, HypencoderIndexer, QNets, checkpoint
-
-HERE = Path(__file__).parent / "golden"
-ROOTS = [HERE, *([Path(os.environ["HYPENCODER_GOLDEN"])] if os.environ.get("HYPENCODER_GOLDEN") else [])]
-FOLDERS = {path.parent.name: path.parent for root in ROOTS for path in sorted(root.glob("tiny_*/vocab.txt"))}
-FOLDERS.pop("tiny_base_bert", None)  # the backbone's own weights, no dual encoder
-
-
-class Golden:
-    """One folder: its checkpoint, and the numbers (those of its twin where it has none of its own)."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        numbers = folder if (folder / "golden.npz").exists() else folder.parent / "tiny_6l_cls_shared"
-        self.arrays = {name: torch.from_numpy(array) for name, array in np.load(numbers / "golden.npz").items()}
-        self.facts = json.loads((numbers / "golden.json").read_text())
-        self.keys = json.loads((numbers / "state_dict_keys.json").read_text())
-        self.model, _ = checkpoint.load(str(folder), pads_in_mean=True)
-        self.texts = json.loads((HERE / "texts.json").read_text())
-
-    def tokens(self, side: str, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        mask = self.arrays[f"{side}_mask"][rows].long()
-        longest = int(mask.sum(1).max())
-        return self.arrays[f"{side}_ids"][rows, :longest].long(), mask[:, :longest]
-
-    @torch.inference_mode()
-    def doc_vectors(self, batch: int) -> torch.Tensor:
-        return torch.cat([self.model.passage_encoder(*self.tokens("doc", slice(i, i + batch))) for i in range(0, 120, batch)])
-
-    @torch.inference_mode()
-    def qnets(self) -> QNets:
-        return QNets.cat([self.model.query_encoder(*self.tokens("q", slice(i, i + 1))) for i in range(5)])
+from pyterrier_hypencoder import Hypencoder, HypencoderIndexer, QNets
+from pyterrier_hypencoder.encoders import checkpoint
 
 
 @pytest.fixture(scope="module", params=sorted(FOLDERS))
@@ -116,7 +85,7 @@ def test_exhaustive_order_through_the_retriever(numbers, tmp_path):
 
 
 def test_texts_are_tokenised_as_released(numbers):
-    model = Hypencoder(numbers.folder, device="cpu", doc_max_length=64, query_max_length=32, batch_size=1, pads_in_mean=True)
+    model = Hypencoder(numbers.folder, device="cpu", doc_max_length=64, query_max_length=32, batch_size=1, pool_padding=True)
     vectors = model.encode_docs([doc["text"] for doc in numbers.texts["docs"]])
     np.testing.assert_allclose(vectors, numbers.arrays["doc_emb_single"], rtol=0, atol=1e-5)
     qnets = model.encode_queries([query["text"] for query in numbers.texts["queries"]])
@@ -126,7 +95,7 @@ def test_texts_are_tokenised_as_released(numbers):
 @pytest.mark.parametrize("format", ["safetensors", "bin"])
 def test_save_and_reload(numbers, tmp_path, format):
     checkpoint.save(numbers.model, tmp_path / "saved", format=format)
-    again, config = checkpoint.load(str(tmp_path / "saved"), pads_in_mean=True)
+    again, config = checkpoint.load(str(tmp_path / "saved"), pool_padding=True)
     assert again.state_dict().keys() == numbers.model.state_dict().keys()
     with torch.inference_mode():
         qnets = QNets.cat([again.query_encoder(*numbers.tokens("q", slice(i, i + 1))) for i in range(5)])

@@ -1,9 +1,4 @@
-"""The order of imports is the order in which data flows; and what importing the package may load.
-
-The order is that of the design with one change: ``scoring`` stands above the encoders. It needs q-nets only, and the stages
-that re-rank by text (``stages``, made by the encoders) need it. ``frames``, ``hub``, ``docnos``, ``neighbours``, ``staging``
-and ``scorer`` are parts that the design has inside its modules.
-"""
+"""The layers of the package: which wing may import which, and what an import may load."""
 
 from __future__ import annotations
 
@@ -11,101 +6,76 @@ import ast
 import json
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "pyterrier_hypencoder"
-# A module imports only from modules above it.
-LAYERS = [
-    "qnet",
-    "frames",
-    "model",
-    "hub",
-    "checkpoint",
-    "scoring",
-    "stages",
-    "encoder",
-    "biencoder",
-    "hypencoder",
-    "docnos",
-    "storage",
-    "neighbours",
-    "staging",
-    "graph",
-    "inner_product",
-    "search",
-    "scorer",
-    "retriever",
-    "measures",
-    "indexer",
-    "index",
-    "training",
-    "validation",
-    "estimator",
-    "__main__",
-]
-FORBIDDEN_FOR_TRAINING = {
-    "storage",
-    "neighbours",
-    "staging",
-    "graph",
-    "inner_product",
-    "search",
-    "scorer",
-    "retriever",
-    "measures",
-    "indexer",
-    "index",
-    "docnos",
-}
+ROOT = Path(__file__).parents[1]
+PACKAGE = "pyterrier_hypencoder"
+# A wing imports only from wings above it in this list, and from itself.
+WINGS = ["options", "identity", "qnet", "scoring", "search", "index", "encoders", "transformers", "artifact", "training"]
 
 
-def layer_of(path: Path) -> str:
-    """A command puts everything together, in whatever folder it lies."""
-    if path.name == "__main__.py":
-        return "__main__"
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def list_modules(root: Path) -> dict[str, Path]:
+    """Return the dotted name of every module below a package, without the package's own name."""
+    modules = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return modules
 
 
-def imported_layers(path: Path) -> set[str]:
-    """The modules of this package that a file imports, at its top or inside functions."""
-    depth = len(path.relative_to(PACKAGE).parts)
-    layers = set()
+def find_imports(name: str, path: Path, modules: dict[str, Path]) -> set[str]:
+    """Return the modules of the package that one of them imports, at the top or inside functions."""
+    home = name.split(".") if path.name == "__init__.py" and name else name.split(".")[:-1]
+    found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-            layers |= {name.split(".")[1] for name in names if name.startswith("pyterrier_hypencoder.")}
+            found |= {a.name.partition(".")[2] for a in node.names if a.name.split(".")[0] == PACKAGE}
         elif isinstance(node, ast.ImportFrom):
-            module = (node.module or "").split(".")
-            if node.level == depth:  # relative to the package itself
-                layers |= {module[0]} if node.module else {alias.name for alias in node.names}
-            elif node.level == 0 and module[0] == "pyterrier_hypencoder":
-                layers |= {module[1]} if len(module) > 1 else {alias.name for alias in node.names}
-    return layers
+            if node.level:
+                target = home[: len(home) - node.level + 1]
+            elif (node.module or "").split(".")[0] == PACKAGE:
+                target = []
+            else:
+                continue
+            module = (node.module or "").split(".")[0 if node.level else 1 :]
+            base = ".".join([*target, *filter(None, module)])
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".lstrip(".")
+                found.add(inner if inner in modules else base)
+    return found
 
 
-FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__init__.py" or path.parent != PACKAGE]
+MODULES = list_modules(ROOT / PACKAGE)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_upwards(path):
-    own = layer_of(path)
-    assert own in LAYERS, f"{own} has no place in LAYERS yet"
-    for other in imported_layers(path) - {own}:
-        assert other in LAYERS, f"{path} imports {other}, which has no place in LAYERS yet"
-        assert LAYERS.index(other) < LAYERS.index(own), f"{own} imports {other}, which comes after it"
-        assert own != "training" or other not in FORBIDDEN_FOR_TRAINING
+@pytest.mark.parametrize("name", [name for name in MODULES if name])
+def test_modules_import_only_from_wings_below(name):
+    own = name.split(".")[0]
+    assert own in WINGS, f"{own} has no place in WINGS"
+    for other in find_imports(name, MODULES[name], MODULES):
+        assert other, f"{name} imports the package itself, which stands above all wings"
+        wing = other.split(".")[0]
+        assert WINGS.index(wing) <= WINGS.index(own), f"{name} imports {other}, which stands above it"
 
 
-def test_the_reader_of_imports_sees_every_form(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+def test_no_imports_in_a_circle():
+    graph = {name: find_imports(name, path, MODULES) - {name} for name, path in MODULES.items() if name}
+    assert len(list(TopologicalSorter(graph).static_order())) >= len(graph)  # raises CycleError
+
+
+def test_find_imports_sees_every_form(tmp_path):
     (tmp_path / "sub").mkdir()
     top, sub = tmp_path / "a.py", tmp_path / "sub" / "b.py"
     top.write_text("from . import x\nfrom .y import z\ndef f():\n    from pyterrier_hypencoder.late import q\n")
-    sub.write_text("from ..up import x\nfrom .own import y\nimport pyterrier_hypencoder.whole\n")
-    assert imported_layers(top) == {"x", "y", "late"}
-    assert imported_layers(sub) == {"up", "whole"}
+    sub.write_text("from ..up import x\nfrom .own import y\nimport pyterrier_hypencoder.whole\nimport json\n")
+    for name in ("x", "y", "late", "up", "sub/own"):
+        (tmp_path / f"{name}.py").touch()
+    modules = list_modules(tmp_path)
+    assert find_imports("a", top, modules) == {"x", "y", "late"}
+    assert find_imports("sub.b", sub, modules) == {"up", "sub.own", "whole"}
 
 
 def loaded_after(statement: str) -> list[str]:

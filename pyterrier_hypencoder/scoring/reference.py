@@ -29,12 +29,12 @@ class Reference:
         """Everything, in fp32 and bf16."""
         return precision in _DTYPES
 
-    def scorer(self, qnets: QNets, device: torch.device, precision: str) -> ReferenceScore:
+    def prepare(self, qnets: QNets, device: torch.device, precision: str) -> ReferenceScorer:
         """See :class:`pyterrier_hypencoder.scoring.Backend`."""
-        return ReferenceScore(qnets.to(device, _DTYPES[precision]))
+        return ReferenceScorer(qnets.to(device, _DTYPES[precision]))
 
 
-class ReferenceScore:
+class ReferenceScorer:
     """Scores documents with q-nets that are where, and in the dtype in which, they are evaluated.
 
     Args:
@@ -48,7 +48,7 @@ class ReferenceScore:
 
     @torch.inference_mode()
     def __call__(self, vectors: Tensor) -> Tensor:
-        """See :class:`pyterrier_hypencoder.scoring.Score`."""
+        """See :class:`pyterrier_hypencoder.scoring.Scorer`."""
         scores = torch.empty(len(self._single), len(vectors), device=self._nets.device)
         for start in range(0, len(vectors), self._block):
             block = self._moved(vectors[start : start + self._block])
@@ -61,7 +61,7 @@ class ReferenceScore:
 
     @torch.inference_mode()
     def each(self, vectors: Tensor, counts: Sequence[int]) -> Tensor:
-        """See :class:`pyterrier_hypencoder.scoring.Score`."""
+        """See :class:`pyterrier_hypencoder.scoring.Scorer`."""
         parts = self._moved(vectors).split(list(counts))
         if self._nets.device.type == "cpu":
             blocks = [
@@ -78,9 +78,9 @@ class ReferenceScore:
         real = torch.arange(padded.shape[1], device=padded.device) < torch.as_tensor(counts, device=padded.device).unsqueeze(1)
         return torch.cat(blocks, dim=1)[real]
 
-    def select(self, queries: Sequence[int]) -> ReferenceScore:
-        """See :class:`pyterrier_hypencoder.scoring.Score`."""
-        return ReferenceScore(self._nets.select(queries))
+    def select(self, queries: Sequence[int]) -> ReferenceScorer:
+        """See :class:`pyterrier_hypencoder.scoring.Scorer`."""
+        return ReferenceScorer(self._nets.select(queries))
 
     def _moved(self, vectors: Tensor) -> Tensor:
         return vectors.to(self._nets.device, self._nets.dtype)

@@ -16,7 +16,7 @@ _EVALUATED_BYTES = 2**26  # vectors of queries' own that are in memory at a time
 
 
 class Score(Protocol):
-    """What a search asks of the evaluation of q-nets; see :class:`pyterrier_hypencoder.scoring.Score`."""
+    """What a search asks of the evaluation of q-nets; see :class:`pyterrier_hypencoder.scoring.Scorer`."""
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Scores (Q, N) of documents (N, D) that the queries share."""

@@ -15,7 +15,7 @@ _CHUNK_BYTES = 64 * 2**20
 """Vectors that are in memory at a time, in float32; the collection itself stays on disk."""
 
 
-def exhaustive(
+def exhaustive_search(
     score: Callable[[Tensor], Tensor],
     vectors: Rows,
     n_queries: int,

@@ -1,7 +1,7 @@
 """Algorithm 1 of the paper (section 3.6): a greedy walk over the graph of nearest neighbours.
 
 Every round expands the best of the newly found documents by their neighbours in the graph, whatever the query. The paper and
-the released code differ in how many documents a round offers to the result; see :data:`READINGS`.
+the released code differ in how many documents a round offers to the result; see :data:`VARIANTS`.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from torch import Tensor
 from .documents import Documents, Rows, Score, take
 from .results import Results, by_docid, top_k
 
-READINGS = ("released", "paper")
+VARIANTS = ("released", "paper")
 """The released code offers the best max(n_candidates, k) documents of a round to the result and stops when none got in; the
 paper offers the best n_candidates and stops when the best one scores below the last result."""
 
 SEED = 43  # the released code's
 
 PRESETS = {
-    "efficient_1": {"search": "graph", "initial_candidates": 10_000, "n_candidates": 64, "max_iter": 16},
-    "efficient_2": {"search": "graph", "initial_candidates": 100_000, "n_candidates": 328, "max_iter": 20},
+    "efficient_1": {"algorithm": "graph", "initial_candidates": 10_000, "n_candidates": 64, "max_iter": 16},
+    "efficient_2": {"algorithm": "graph", "initial_candidates": 100_000, "n_candidates": 328, "max_iter": 20},
 }
 """The paper's two settings (section 4.2), as options of the retriever."""
 
 
-def entry_points(n_docs: int, number: int, seed: int = SEED) -> np.ndarray:
+def draw_entry_points(n_docs: int, number: int, seed: int = SEED) -> np.ndarray:
     """Random documents to begin with, the same as the released code draws with its seed.
 
     Args:
@@ -55,7 +55,7 @@ def reference_graph_search(
     n_candidates: int = 64,
     max_iter: int = 16,
     early_stop: bool = True,
-    reading: str = "released",
+    variant: str = "released",
 ) -> list[tuple[float, int]]:
     """Algorithm 1 for one query, written as the paper writes it: what :func:`graph_search` must agree with.
 
@@ -68,7 +68,7 @@ def reference_graph_search(
         n_candidates: documents that a round expands.
         max_iter: rounds at most.
         early_stop: whether to stop when a round brings nothing.
-        reading: see :data:`READINGS`.
+        variant: see :data:`VARIANTS`.
 
     Returns:
         (score, docid), best first.
@@ -80,9 +80,9 @@ def reference_graph_search(
             break
         scores = score(torch.from_numpy(np.array(vectors[candidates], dtype=np.float32)))[0].tolist()
         order = sorted(zip(scores, candidates, strict=True), key=lambda pair: (-pair[0], pair[1]))
-        offered = order[: max(n_candidates, k) if reading == "released" else n_candidates]
+        offered = order[: max(n_candidates, k) if variant == "released" else n_candidates]
         full = len(top) == k
-        if reading == "paper" and early_stop and full and offered[0][0] < top[0][0]:
+        if variant == "paper" and early_stop and full and offered[0][0] < top[0][0]:
             break
         added = 0
         for value, docid in offered:
@@ -93,7 +93,7 @@ def reference_graph_search(
             else:
                 break
             added += 1
-        if reading == "released" and early_stop and not added:
+        if variant == "released" and early_stop and not added:
             break
         candidates = []
         for _, docid in order[:n_candidates]:
@@ -117,7 +117,7 @@ def graph_search(
     n_candidates: int = 64,
     max_iter: int = 16,
     early_stop: bool = True,
-    reading: str = "released",
+    variant: str = "released",
     allowed: Sequence[np.ndarray | None] | None = None,
 ) -> Results:
     """Algorithm 1 for a batch of queries, whose rounds go in lockstep.
@@ -133,7 +133,7 @@ def graph_search(
         n_candidates: documents that a round expands, nCandidates in the paper.
         max_iter: rounds at most.
         early_stop: whether a query stops when a round brings nothing.
-        reading: see :data:`READINGS`.
+        variant: see :data:`VARIANTS`.
         allowed: for every query the docids that may be returned, or None for all; the walk goes over the others too, and
             stops where it would without.
 
@@ -149,7 +149,7 @@ def graph_search(
         n_candidates=n_candidates,
         max_iter=max_iter,
         early_stop=early_stop,
-        reading=reading,
+        variant=variant,
     )
 
 
@@ -163,7 +163,7 @@ def walk(
     n_candidates: int,
     max_iter: int,
     early_stop: bool = True,
-    reading: str = "released",
+    variant: str = "released",
 ) -> Results:
     """The rounds of Algorithm 1 from documents that were scored; see :func:`graph_search`.
 
@@ -176,7 +176,7 @@ def walk(
         n_candidates: see :func:`graph_search`.
         max_iter: see :func:`graph_search`.
         early_stop: see :func:`graph_search`.
-        reading: see :data:`READINGS`.
+        variant: see :data:`VARIANTS`.
     """
     n_queries, device = len(scores), documents.device
     best = torch.full((n_queries, k), -torch.inf, device=device), torch.zeros(n_queries, k, dtype=torch.long, device=device)
@@ -186,14 +186,14 @@ def walk(
     for remaining in reversed(range(max_iter)):
         walking &= (scores > -torch.inf).any(dim=1)
         n_rounds += walking
-        width = max(n_candidates, k) if reading == "released" else n_candidates
+        width = max(n_candidates, k) if variant == "released" else n_candidates
         ranked, ranked_ids = top_k(scores, docids, width)
         worst = best[0][:, -1]
-        best = _best_of(best, (ranked, ranked_ids), k)
+        best = _merge_best(best, (ranked, ranked_ids), k)
         if documents.hidden is not None:
-            returned = _best_of(returned, top_k(documents.returnable(scores, docids), docids, width), k)
+            returned = _merge_best(returned, top_k(documents.returnable(scores, docids), docids, width), k)
         if early_stop:
-            walking &= ranked[:, 0] > worst if reading == "released" else ranked[:, 0] >= worst
+            walking &= ranked[:, 0] > worst if variant == "released" else ranked[:, 0] >= worst
         if not remaining or not bool(walking.any()):
             break
         found = (ranked[:, :n_candidates] > -torch.inf) & walking.unsqueeze(1)
@@ -204,12 +204,12 @@ def walk(
     return Results.of(*(best if documents.hidden is None else returned), n_scored=documents.n_scored, n_rounds=n_rounds)
 
 
-def _best_of(best: tuple[Tensor, Tensor], offered: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
+def _merge_best(best: tuple[Tensor, Tensor], offered: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
     """The k best of scores and docids, of which those that are in already stay among equal scores."""
     return by_docid(*top_k(torch.cat([best[0], offered[0]], 1), torch.cat([best[1], offered[1]], 1), k))
 
 
-def number_of(initial_candidates: float, n_docs: int) -> int:
+def count_entry_points(initial_candidates: float, n_docs: int) -> int:
     """The number of entry points that ``initial_candidates`` asks for: a count, or a fraction of the collection."""
     if isinstance(initial_candidates, float | np.floating):
         return min(math.ceil(initial_candidates * n_docs), n_docs)

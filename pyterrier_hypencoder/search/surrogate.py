@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .documents import Documents, Rows, Score, as_tensor, take
-from .exhaustive import exhaustive
+from .exhaustive import exhaustive_search
 from .graph import walk
 from .results import Results, by_docid
 
@@ -67,7 +67,7 @@ class Scan(Protocol):
         ...
 
 
-def exact_scan(vectors: Rows) -> Scan:
+def make_exact_scan(vectors: Rows) -> Scan:
     """A scan that is a matrix product over all vectors (N, D), in the precision in which they are stored or a better one."""
     rows = as_tensor(vectors)
 
@@ -110,8 +110,8 @@ def surrogate_search(
     scan: Scan | None = None,
     device: torch.device | None = None,
     start: Tensor | None = None,
-    rounds: int = 8,
-    per_round: int = 500,
+    max_rounds: int = 8,
+    n_per_round: int = 500,
     ridge: float = 0.05,
     fallback: str = "exhaustive",
     polish: bool = False,
@@ -132,8 +132,8 @@ def surrogate_search(
         device: where scores are computed; None for the CPU.
         start: (Q, D), the first round's linear functions, where something better than a fit to the seeds is known. Of up to
             :data:`TOP` results no more is evaluated where these turn out to be as good as the q-nets (:meth:`_Pool.trust`).
-        rounds: at most, until the yield falls below :data:`SETTLED`; fewer than :data:`GUARDED` leave the guard out.
-        per_round: documents that a round evaluates.
+        max_rounds: at most, until the yield falls below :data:`SETTLED`; fewer than :data:`GUARDED` leave the guard out.
+        n_per_round: documents that a round evaluates.
         ridge: see :func:`fit`.
         fallback: what follows where the yield is above :data:`FAILED` in round :data:`GUARDED` or later: ``exhaustive``
             search, or a walk over the ``graph`` from the best documents found.
@@ -148,8 +148,8 @@ def surrogate_search(
     """
     device = device or torch.device("cpu")
     documents = Documents(score, vectors, n_queries, device, allowed)
-    pool = _Pool(documents, exact_scan(vectors) if scan is None else scan, seeds, ridge)
-    for number in range(rounds):
+    pool = _Pool(documents, make_exact_scan(vectors) if scan is None else scan, seeds, ridge)
+    for number in range(max_rounds):
         going = (~pool.failed & (pool.last_yield >= SETTLED)).nonzero()[:, 0]
         if not len(going):
             break
@@ -157,9 +157,9 @@ def surrogate_search(
             functions = [start.to(device)]
         else:
             functions = pool.fit(going, parts=number >= _WHOLE_ROUNDS)
-        pool.grow(going, functions, per_round)
+        pool.grow(going, functions, n_per_round)
         if start is not None and number == 0 and k <= TOP:
-            pool.trust(functions[0], per_round // 2)
+            pool.trust(functions[0], n_per_round // 2)
         if number + 1 >= GUARDED:
             pool.failed |= pool.last_yield > FAILED
     if k > TOP:  # whose best documents have settled
@@ -170,7 +170,7 @@ def surrogate_search(
         logger.info("surrogate search: %d of %d q-nets are too far from linear for it", len(failed), n_queries)
     if failed and fallback == "exhaustive":
         limits = None if allowed is None else [allowed[q] for q in failed]
-        results = results.extended(failed, exhaustive(score.select(failed), vectors, len(failed), k, allowed=limits))
+        results = results.extended(failed, exhaustive_search(score.select(failed), vectors, len(failed), k, allowed=limits))
     walking = (pool.failed & (fallback == "graph")) | (~pool.failed & polish)
     if bool(walking.any()):
         if neighbours is None:
@@ -183,7 +183,7 @@ def surrogate_search(
     return results
 
 
-def n_seeds_for(vec_size: int, *, started: bool) -> int:
+def default_n_initial(vec_size: int, *, started: bool) -> int:
     """Documents to begin with, enough for a fit and for needs of several kinds; fewer where the first round needs no fit."""
     return _SEEDS // 4 if started else max(_SEEDS, 2 * vec_size)
 
@@ -196,7 +196,7 @@ class _Pool:
         self.scan = scan
         self.ridge = ridge
         self.scores, self.docids = documents.enter(seeds)
-        self.n_seeds = self.scores.shape[1]
+        self.n_initial = self.scores.shape[1]
         self.last_yield = torch.ones(len(self.scores), device=documents.device)
         self.n_rounds = torch.ones(len(self.scores), dtype=torch.long, device=documents.device)
         self.failed = torch.zeros(len(self.scores), dtype=torch.bool, device=documents.device)
@@ -215,7 +215,7 @@ class _Pool:
             number: documents per query.
         """
         scores, docids = self._evaluate(queries, functions, number)
-        self.last_yield[queries] = self._yield_of(scores, docids)[queries]
+        self.last_yield[queries] = self._measure_yield(scores, docids)[queries]
         self._add(scores, docids)
 
     def trust(self, functions: Tensor, number: int) -> None:
@@ -230,7 +230,7 @@ class _Pool:
         """
         queries = torch.arange(len(functions), device=functions.device)
         products = torch.einsum("qnd,qd->qn", self._vectors(queries), functions)
-        alike = _rank_correlation(self.scores[:, : self.n_seeds], products[:, : self.n_seeds]) >= AGREED
+        alike = _rank_correlation(self.scores[:, : self.n_initial], products[:, : self.n_initial]) >= AGREED
         scores = self.documents.returnable(self.scores, self.docids)
         products = products.masked_fill(scores == -torch.inf, -torch.inf)
         last = products.topk(min(number, products.shape[1]), dim=1).values[:, -1:]
@@ -272,7 +272,7 @@ class _Pool:
             fell_back=self.failed,
         )
 
-    def _yield_of(self, scores: Tensor, docids: Tensor) -> Tensor:
+    def _measure_yield(self, scores: Tensor, docids: Tensor) -> Tensor:
         """The share of a round's documents in the best ones so far, (Q,)."""
         before = self.documents.returnable(self.scores, self.docids)
         joined = torch.cat([before, self.documents.returnable(scores, docids)], dim=1)

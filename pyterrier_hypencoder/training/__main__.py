@@ -20,10 +20,10 @@ from .config import Config, ValidationConfig
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..model import HypencoderDualEncoder
-    from ..validation import Validation
+    from ..encoders.networks import HypencoderDualEncoder
     from .collator import Collator
     from .data import TrainingRows
+    from .validation import Validation
 
 _LOG = logging.getLogger("pyterrier_hypencoder.training")
 # What users can put right; anything else comes with a traceback.
@@ -90,17 +90,17 @@ def run(config: Config) -> Path:
     try:
         import datasets  # type: ignore[import-untyped]  # noqa: F401  (or the rows would miss it later)
 
-        from .start import model_of
+        from .initial_model import build_initial_model
         from .trainer import HypencoderTrainer
     except ImportError as err:
         raise ImportError(f"training needs more packages ({err}): pip install 'pyterrier-hypencoder[train]'") from err
 
     _LOG.info("%s", config)
     _check_output(Path(config.output_dir), config.resume)
-    rows = rows_of(config)  # what is missing is found before a model is loaded
-    validation = None if config.validation is None else validation_of(config, config.validation)
-    encoder, tokenizer = model_of(config.model)
-    collator = collator_of(config, encoder, tokenizer)
+    rows = make_rows(config)  # what is missing is found before a model is loaded
+    validation = None if config.validation is None else make_validation(config, config.validation)
+    encoder, tokenizer = build_initial_model(config.model)
+    collator = make_collator(config, encoder, tokenizer)
     if validation is not None:
         _check_encoder_options(encoder, validation.options)
     options = {entry.name: getattr(config.trainer, entry.name) for entry in dataclasses.fields(config.trainer)}
@@ -129,7 +129,7 @@ def _check_output(folder: Path, resume: bool) -> None:
         raise FileExistsError(f"expected no checkpoint and no model in {folder}, found {', '.join(there)}; {advice}")
 
 
-def rows_of(config: Config) -> TrainingRows:
+def make_rows(config: Config) -> TrainingRows:
     """The training rows.
 
     Raises:
@@ -137,7 +137,7 @@ def rows_of(config: Config) -> TrainingRows:
         ValueError: where an option is wrong.
     """
     from .data import RowSampler, TrainingRows
-    from .network import DISTILLATION
+    from .objective import DISTILLATION
 
     data = config.data
     sampler = RowSampler(
@@ -149,17 +149,17 @@ def rows_of(config: Config) -> TrainingRows:
         content=data.content,
         item_texts=data.vectors is None,
     )
-    return TrainingRows(data.paths, sampler, shuffle_buffer=data.shuffle_buffer, on_short_rows=data.on_short_rows)
+    return TrainingRows(data.paths, sampler, shuffle_buffer=data.shuffle_buffer, on_too_few_items=data.on_too_few_items)
 
 
-def collator_of(config: Config, encoder: HypencoderDualEncoder, tokenizer: Any) -> Collator:
+def make_collator(config: Config, encoder: HypencoderDualEncoder, tokenizer: Any) -> Collator:
     """What makes batches.
 
     Raises:
         FileNotFoundError: where an index is missing.
         ValueError: where it is of another model.
     """
-    from ..hub import longest_input
+    from ..encoders.hub import longest_input
     from .collator import Collator
 
     data = config.data
@@ -171,16 +171,16 @@ def collator_of(config: Config, encoder: HypencoderDualEncoder, tokenizer: Any) 
         doc_max_length=min(data.doc_max_length, doc_positions),
         query_prefix=data.query_prefix,
         doc_prefix=data.doc_prefix,
-        vectors=None if data.vectors is None else _vectors_of(data.vectors, encoder, data.doc_prefix),
+        vectors=None if data.vectors is None else _open_vectors(data.vectors, encoder, data.doc_prefix),
     )
 
 
-def _vectors_of(path: str, encoder: HypencoderDualEncoder, doc_prefix: str) -> Any:
+def _open_vectors(path: str, encoder: HypencoderDualEncoder, doc_prefix: str) -> Any:
     import pyterrier as pt
 
-    from ..checkpoint import fingerprint
-    from ..index import HypencoderIndex
-    from .vectors import vectors_of
+    from ..artifact import HypencoderIndex
+    from ..encoders.checkpoint import fingerprint
+    from .frozen_vectors import make_vector_lookup
 
     if not Path(path).is_dir():
         raise FileNotFoundError(f"data.vectors: expected an index in {path!r}, found no such folder")
@@ -190,16 +190,16 @@ def _vectors_of(path: str, encoder: HypencoderDualEncoder, doc_prefix: str) -> A
         raise ValueError(f"data.vectors: expected a HypencoderIndex or a FlexIndex in {path!r}, found another: {err}") from err
     if isinstance(index, HypencoderIndex) and (expected := (index.meta.get("model") or {}).get("fingerprint")):
         side = encoder.passage_encoder
-        found = fingerprint(side.transformer, side.pooling, side.pads_in_mean, side.normalize, doc_prefix)
+        found = fingerprint(side.transformer, side.pooling, side.pool_padding, side.normalize, doc_prefix)
         if found != expected:
             raise ValueError(
                 f"data.vectors: expected an index made by the model's document encoder ({found}), found one by another "
                 f"({expected}) in {path!r}; index the documents with the model that training begins with"
             )
-    return vectors_of(index)
+    return make_vector_lookup(index)
 
 
-def validation_of(config: Config, validation: ValidationConfig) -> Validation:
+def make_validation(config: Config, validation: ValidationConfig) -> Validation:
     """What measures checkpoints.
 
     Raises:
@@ -208,8 +208,8 @@ def validation_of(config: Config, validation: ValidationConfig) -> Validation:
     """
     import pandas as pd
 
-    from ..index import HypencoderIndex
-    from ..validation import Validation
+    from ..artifact import HypencoderIndex
+    from .validation import Validation
 
     topics = pd.concat([_topics(path) for path in _files("validation.topics", validation.topics)])
     if topics["qid"].duplicated().any():
@@ -297,7 +297,7 @@ def _docs(name: str, text_field: Sequence[str]) -> Any:
         except KeyError as err:
             raise ValueError(f"validation.docs: expected a dataset of ir_datasets, found {name!r}: {err}") from err
     if Path(name).is_dir():
-        from ..index import HypencoderIndex
+        from ..artifact import HypencoderIndex
 
         return HypencoderIndex(name)
     _files("validation.docs", [name])
@@ -305,7 +305,7 @@ def _docs(name: str, text_field: Sequence[str]) -> Any:
 
 
 def _read_docs(path: str, text_field: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-    from ..frames import text_of
+    from ..encoders.columns import join_text
 
     with gzip.open(path, "rt", encoding="utf-8") if path.endswith(".gz") else open(path, encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
@@ -315,15 +315,16 @@ def _read_docs(path: str, text_field: Sequence[str]) -> Iterator[Mapping[str, An
                 doc = None
             if not isinstance(doc, dict) or not isinstance(doc.get("docno"), str):
                 raise ValueError(f"{path}, line {number}: expected a document with docno and text as JSON, found {line!r:.80}")
-            text_of(doc, text_field)  # an error now, not at the first validation
+            join_text(doc, text_field)  # an error now, not at the first validation
             yield doc
 
 
 def _check_encoder_options(encoder: HypencoderDualEncoder, options: Mapping[str, Any]) -> None:
     """Checks what validation will load checkpoints with, which is many steps later."""
-    from ..hypencoder import Hypencoder, kind_of
+    from ..encoders.hypencoder import Hypencoder
+    from ..encoders.loading import get_encoder_class
 
-    kind = kind_of(encoder.config)
+    kind = get_encoder_class(encoder.config)
     if kind is Hypencoder and {"query_prefix", "doc_prefix"} & set(options):
         raise ValueError(
             "data.query_prefix, data.doc_prefix: expected none with a Hypencoder, which searches without; leave them out"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..frames import check_positive
+from ..options import check_positive
 from .data import Content, SampledRow
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..frames import check_choice, check_positive
+from ..options import check_choice, check_positive
 from . import schema
 
 FOLDER = Path(__file__).parent / "configs"
@@ -44,7 +44,7 @@ class ModelConfig:
         head_from: a Hypencoder checkpoint from which a model with ``backbone`` takes its hyper-head.
         hidden: widths of the q-nets' hidden layers; null makes a bi-encoder.
         qnet: other options of :class:`pyterrier_hypencoder.QNetSpec`; with ``checkpoint``, in place of its own (see
-            :func:`pyterrier_hypencoder.checkpoint.adjusted`).
+            :func:`pyterrier_hypencoder.checkpoint.override_config`).
         pooling: ``cls``, ``mean``, ``max`` or ``last``; null is ``cls`` with ``backbone``, and what it says of itself with
             ``dense``.
         normalize: whether vectors have length 1; null is no with ``backbone``, and what it says of itself with ``dense``.
@@ -100,7 +100,7 @@ class DataConfig:
         threshold: for ``positive: score_above``.
         content: ``auto``, ``text`` or ``tokens``.
         shuffle_buffer: see :class:`pyterrier_hypencoder.training.data.TrainingRows`, as for the next.
-        on_short_rows: ``error`` or ``skip``.
+        on_too_few_items: ``error`` or ``skip``.
         query_max_length: tokens of a query.
         doc_max_length: tokens of a document.
         query_prefix: put before every query; for bi-encoders.
@@ -116,7 +116,7 @@ class DataConfig:
     threshold: float = 0.0
     content: str = "auto"
     shuffle_buffer: int = 1000
-    on_short_rows: str = "error"
+    on_too_few_items: str = "error"
     query_max_length: int = 32
     doc_max_length: int = 196
     query_prefix: str = ""
@@ -315,7 +315,7 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 def _nearest(section: str, name: str) -> str:
     """Of all keys the one whose name is most like this one, rather of the same section."""
-    keys = schema.keys_of(Config)
+    keys = schema.list_keys(Config)
     keys += [f"model.qnet.{key}" for key in _qnet_options()]
     keys += [f"trainer.arguments.{key}" for key in _training_arguments() if key not in _ELSEWHERE]
 

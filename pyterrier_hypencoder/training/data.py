@@ -29,19 +29,19 @@ import numpy as np
 import torch
 from more_itertools import chunked
 
-from ..frames import check_choice, check_positive
+from ..options import check_choice, check_positive
 
 _LOG = logging.getLogger(__name__)
 _SUFFIXES = (".jsonl", ".jsonl.gz")
 
 _FORMAT = '{"query": {...}, "items": [{...}, ...]} as JSON'
-_ADVICE = "leave such rows out with on_short_rows='skip'"
+_ADVICE = "leave such rows out with on_too_few_items='skip'"
 
 Paths = str | Path | Sequence[str | Path]
 Content = str | list[int]
 
 
-class ShortRowError(ValueError):
+class TooFewItemsError(ValueError):
     """A row that has no positive item, or fewer items than are sampled."""
 
 
@@ -93,7 +93,7 @@ class RowSampler:
             where: what errors call the row.
 
         Raises:
-            ShortRowError: where no item is positive, or too few are not.
+            TooFewItemsError: where no item is positive, or too few are not.
             ValueError: where the row has not what it should have.
         """
         query, items = _parts(row, where)
@@ -126,14 +126,14 @@ class RowSampler:
         if not positives:
             rule = {"type": f" of type {self.positive_type!r}", "score_above": f" of a score above {self.threshold}"}
             expected = f"expected an item{rule.get(self.positive, '')} as the positive"
-            raise ShortRowError(f"{where}: {expected}, found none among {len(items)}; {_ADVICE}")
+            raise TooFewItemsError(f"{where}: {expected}, found none among {len(items)}; {_ADVICE}")
         others, seen = [], {_id(items[i]) for i in positives}
         for i in sorted(set(every) - set(positives)):
             if (name := _id(items[i])) is None or name not in seen:  # a document may be listed twice
                 others.append(i)
                 seen.add(name)
         if len(others) < self.negatives:
-            raise ShortRowError(
+            raise TooFewItemsError(
                 f"{where}: expected at least {self.negatives} items besides the positive, found {len(others)}; lower "
                 f"negatives={self.negatives}, or {_ADVICE}"
             )
@@ -157,7 +157,7 @@ class TrainingRows(torch.utils.data.IterableDataset[SampledRow]):
     """Sampled rows of JSONL files, streamed through Hugging Face ``datasets``: memory does not grow with the files.
 
     Lines are shuffled, split over processes and skipped as they are, whole passes without reading them; only a process's own
-    are parsed (all of them, from the first pass on, with ``on_short_rows="skip"``, so that processes still get equally
+    are parsed (all of them, from the first pass on, with ``on_too_few_items="skip"``, so that processes still get equally
     many). What is sampled from a row depends on seed, epoch,
     file (its place in the list) and row number alone: neither on the process that reads it nor on the number of workers.
     Attributes may be set until iteration begins. In a ``DataLoader`` each worker reads files of its own, so that more
@@ -172,7 +172,7 @@ class TrainingRows(torch.utils.data.IterableDataset[SampledRow]):
         world_size: processes. All get equally many: the last rows, fewer than the processes, are left out.
         epochs: passes over the files; None goes on for ever.
         skip: rows to leave out of those that this process would get: where an interrupted run had come to.
-        on_short_rows: ``error``, or ``skip`` to leave out and count rows without positive or with too few items.
+        on_too_few_items: ``error``, or ``skip`` to leave out and count rows without positive or with too few items.
 
     Raises:
         FileNotFoundError: where a path leads to no file.
@@ -190,7 +190,7 @@ class TrainingRows(torch.utils.data.IterableDataset[SampledRow]):
         world_size: int = 1,
         epochs: int | None = 1,
         skip: int = 0,
-        on_short_rows: str = "error",
+        on_too_few_items: str = "error",
     ) -> None:
         check_positive("world_size", world_size)
         for name, value in {"shuffle_buffer": shuffle_buffer, "seed": seed, "rank": rank, "skip": skip}.items():
@@ -199,8 +199,8 @@ class TrainingRows(torch.utils.data.IterableDataset[SampledRow]):
             check_positive("epochs", epochs)
         if rank >= world_size:
             raise ValueError(f"rank: expected a number below world_size={world_size}, found {rank}")
-        check_choice("on_short_rows", on_short_rows, ("error", "skip"))
-        self.files = files_of(paths)
+        check_choice("on_too_few_items", on_too_few_items, ("error", "skip"))
+        self.files = list_files(paths)
         self.sampler = sampler
         self.shuffle_buffer = shuffle_buffer
         self.seed = seed
@@ -208,7 +208,7 @@ class TrainingRows(torch.utils.data.IterableDataset[SampledRow]):
         self.world_size = world_size
         self.epochs = epochs
         self.skip = skip
-        self.on_short_rows = on_short_rows
+        self.on_too_few_items = on_too_few_items
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -220,7 +220,7 @@ class TrainingRows(torch.utils.data.IterableDataset[SampledRow]):
         if self.skip and workers is not None and workers.num_workers > 1:
             raise ValueError(f"skip={self.skip}: expected at most one worker to resume, found {workers.num_workers}")
         check = workers is None or workers.num_workers == 1
-        if self.on_short_rows == "skip":  # which lines give rows is known only once they are parsed
+        if self.on_too_few_items == "skip":  # which lines give rows is known only once they are parsed
             return islice(self._own(self._samples(self._lines(self.epoch, check))), self.skip, None)
         lines = sum(1 for _ in _read_lines(list(enumerate(self.files)))) if self.skip else 0
         done, left = divmod(self.skip * self.world_size, max(1, lines))
@@ -264,8 +264,8 @@ class TrainingRows(torch.utils.data.IterableDataset[SampledRow]):
             rng = random.Random(f"{self.seed}/{epoch}/{line['file']}/{line['row']}")
             try:
                 sampled = self.sampler(line["line"], rng, where)
-            except ShortRowError as err:
-                if self.on_short_rows == "error":
+            except TooFewItemsError as err:
+                if self.on_too_few_items == "error":
                     raise
                 short += 1
                 _LOG.debug("left out: %s", err)
@@ -289,7 +289,7 @@ class TrainingRows(torch.utils.data.IterableDataset[SampledRow]):
             _LOG.warning("left out %d of %d rows, without positive or with too few items", short, kept + short)
 
 
-def files_of(paths: Paths) -> list[str]:
+def list_files(paths: Paths) -> list[str]:
     """The JSONL files that paths, directories and patterns name, each one's sorted.
 
     Raises:

@@ -31,7 +31,7 @@ def margin_mse(scores: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(scores[:, :1] - scores[:, 1:], teacher[:, :1] - teacher[:, 1:])
 
 
-def kl_distillation(scores: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
+def kl(scores: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
     """Kullback-Leibler divergence of the student's distribution over a row's items from the teacher's.
 
     Args:
@@ -45,11 +45,9 @@ def kl_distillation(scores: Tensor, teacher: Tensor, *, temperature: float = 1.0
     Raises:
         ValueError: where the shapes differ, or a row has no negative.
     """
-    _check_rows("kl_distillation", scores)
+    _check_rows("kl", scores)
     if scores.shape != teacher.shape:
-        raise ValueError(
-            f"kl_distillation: expected teacher scores of shape {tuple(scores.shape)}, found {tuple(teacher.shape)}"
-        )
+        raise ValueError(f"kl: expected teacher scores of shape {tuple(scores.shape)}, found {tuple(teacher.shape)}")
     student, target = (F.log_softmax(s / temperature, dim=1) for s in (scores, teacher))
     return F.kl_div(student, target, reduction="batchmean", log_target=True)
 
@@ -75,7 +73,7 @@ def in_batch_cross_entropy(scores: Tensor) -> Tensor:
     return F.cross_entropy(scores, torch.arange(rows, device=scores.device) * (columns // rows))
 
 
-def own_group_cross_entropy(scores: Tensor) -> Tensor:
+def listwise_ce(scores: Tensor) -> Tensor:
     """Cross-entropy of the positive against the other items of its row.
 
     Args:
@@ -87,7 +85,7 @@ def own_group_cross_entropy(scores: Tensor) -> Tensor:
     Raises:
         ValueError: where a row has no negative.
     """
-    _check_rows("own_group_cross_entropy", scores)
+    _check_rows("listwise_ce", scores)
     return F.cross_entropy(scores, torch.zeros(len(scores), dtype=torch.long, device=scores.device))
 
 

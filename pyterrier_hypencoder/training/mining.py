@@ -17,7 +17,8 @@ from typing import Any
 import pandas as pd
 from more_itertools import chunked
 
-from ..frames import TextField, check_positive, docnos_of, fields_of, queries_of, text_of
+from ..encoders.columns import TextField, join_text, list_text_fields, read_docnos, read_queries
+from ..options import check_positive
 
 _LOG = logging.getLogger(__name__)
 _SUFFIXES = (".jsonl", ".jsonl.gz")
@@ -67,7 +68,7 @@ def mine(
         FileExistsError: where the file there was made from something else, or is incomplete.
         ValueError: where no topic can be used, or something given is not what it should be. Nothing is written then.
     """
-    path, fields = Path(path), fields_of(text_field)
+    path, fields = Path(path), list_text_fields(text_field)
     check_positive("negatives", negatives)
     check_positive("max_rank", 1 if max_rank is None else max_rank)
     if not path.name.endswith(_SUFFIXES):
@@ -126,7 +127,7 @@ def _checked_frames(topics: pd.DataFrame, qrels: pd.DataFrame) -> tuple[pd.DataF
     """Topics and judgements (qid, docno, label) whose ids are strings."""
     _check_columns("topics", topics, "qid", "query")
     _check_columns("qrels", qrels, "qid", "docno", "label")
-    queries_of(topics)
+    read_queries(topics)
     topics = topics.assign(qid=topics["qid"].astype(str))
     if topics["qid"].duplicated().any():
         twice = topics["qid"][topics["qid"].duplicated()].iloc[0]
@@ -152,7 +153,7 @@ def _negatives(
     by = "rank" if "rank" in results.columns else "score"
     _check_columns("retriever", results, "qid", "docno", by)
     results = results.sort_values(by, ascending=by == "rank", kind="stable")
-    results = results.assign(qid=results["qid"].astype(str), docno=docnos_of(results))
+    results = results.assign(qid=results["qid"].astype(str), docno=read_docnos(results))
     found = {}
     for qid, docnos in results.groupby("qid")["docno"]:
         judged = set(relevant.get(str(qid), ()))
@@ -169,7 +170,7 @@ def _texts(docs: Any, fields: list[str], needed: set[str]) -> dict[str, str]:
     if hasattr(docs, "get_corpus_iter"):
         docs = docs.get_corpus_iter(verbose=False)
     documents = docs.to_dict("records") if isinstance(docs, pd.DataFrame) else docs
-    return {doc["docno"]: text_of(doc, fields) for doc in documents if doc.get("docno") in needed}
+    return {doc["docno"]: join_text(doc, fields) for doc in documents if doc.get("docno") in needed}
 
 
 def _rows(

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..frames import check_choice, check_positive
-from ..model import HypencoderDualEncoder
+from ..encoders.networks import HypencoderDualEncoder
+from ..options import check_choice, check_positive
 
 TRAINED = ("all", "queries", "head")
 _ENCODERS = (".transformer.", "_encoder.projection.")  # what makes vectors

@@ -134,11 +134,11 @@ def check_keys(values: Mapping[Any, Any], known: Collection[str], where: str) ->
             raise UnknownKeyError(where, name)
 
 
-def keys_of(cls: Any, where: str = "") -> list[str]:
+def list_keys(cls: Any, where: str = "") -> list[str]:
     """All keys of a dataclass and those within it, each after the keys that lead to it."""
     keys = []
     for name, hint in typing.get_type_hints(cls).items():
         keys.append(_path(where, name))
         for kind in (hint, *typing.get_args(hint)):
-            keys += keys_of(kind, keys[-1]) if dataclasses.is_dataclass(kind) else []
+            keys += list_keys(kind, keys[-1]) if dataclasses.is_dataclass(kind) else []
     return keys

@@ -16,14 +16,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import IntervalStrategy
 
-from .. import checkpoint
-from ..encoder import Encoder
-from ..model import HypencoderDualEncoder
-from . import checkpoints, parameters
+from ..encoders import checkpoint
+from ..encoders.base import Encoder
+from ..encoders.networks import HypencoderDualEncoder
+from . import parameters
+from . import run_state as checkpoints
 from .collator import Collator
 from .data import TrainingRows
-from .network import TrainingNetwork
-from .start import parts_of
+from .initial_model import prepare_training
+from .objective import TrainingNetwork
 
 _TRAINED = "trained.safetensors"
 _LOG = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ class HypencoderTrainer:
         verbose: bool = False,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        encoder, own_tokenizer, self.collator, self.encoder_options = parts_of(model, shared=train == "all")
+        encoder, own_tokenizer, self.collator, self.encoder_options = prepare_training(model, shared=train == "all")
         weights = losses if isinstance(losses, Mapping) else dict.fromkeys(losses, 1.0)
         self.network = TrainingNetwork(encoder, weights, widths, scale)
         if widths is not None:  # so that users of the model know at which widths its q-nets were trained
@@ -171,7 +172,7 @@ class HypencoderTrainer:
         if last is not None:
             checkpoints.check_same(last, self.facts())
             rows.skip = (
-                checkpoints.step_of(last)
+                checkpoints.read_step(last)
                 * self.arguments.per_device_train_batch_size
                 * self.arguments.gradient_accumulation_steps
             )

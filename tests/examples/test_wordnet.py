@@ -1,0 +1,55 @@
+"""WordNet as a test collection: what is read from its files."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+
+import collection  # noqa: E402
+import wordnet  # noqa: E402
+
+LINES = {
+    "noun": [
+        "  1 This software and database is being provided to you",
+        '00006269 03 n 01 life 0 001 @ 00004258 n 0000 | living things collectively; "the oceans are teeming with life"  ',
+    ],
+    "verb": ["00001740 29 v 02 breathe 0 take_a_breath 0 000 | draw air into, and expel out of, the lungs  "],
+    "adj": ['00009046 00 a 01 galore(ip) 0 000 | in great numbers; "daffodils galore"; "whisky galore for all"'],
+    "adv": ['00001740 02 r 01 a_cappella 0 000 | without accompaniment; "they performed a cappella every day"  '],
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for part, lines in LINES.items():
+        (tmp_path / f"data.{part}").write_text("".join(line + "\n" for line in lines))
+    return tmp_path
+
+
+def test_documents_are_words_and_definition(folder):
+    found = {doc["docno"]: doc["text"] for doc in wordnet.documents(folder)}
+    assert found == {
+        "n00006269": "life: living things collectively",
+        "v00001740": "breathe, take a breath: draw air into, and expel out of, the lungs",
+        "a00009046": "galore: in great numbers",
+        "r00001740": "a cappella: without accompaniment",
+    }
+
+
+def test_topics_are_example_sentences(folder, monkeypatch):
+    monkeypatch.setattr(wordnet, "TOPICS", 3)
+    opened = collection.open_collection(str(folder))
+    assert dict(opened.topics[["qid", "query"]].itertuples(index=False)) == {
+        "a00009046": "whisky galore for all",
+        "n00006269": "the oceans are teeming with life",
+        "r00001740": "they performed a cappella every day",
+    }
+    assert (opened.qrels["qid"] == opened.qrels["docno"]).all() and opened.text_fields == ["text"]
+
+
+def test_a_folder_without_it(tmp_path):
+    assert not wordnet.is_wordnet(tmp_path)
