@@ -1,5 +1,6 @@
 # make quickstart   installs into .venv and runs the main job: index, search, re-rank, compare
 # make test         installs into .venv and runs the tests
+# make slow         the slow tests
 # make test-oldest  the same tests on transformers 4 and pandas 2, in .venv-oldest
 # make lint         style and types
 # make bench        the benchmarks of benchmarks/
@@ -7,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
 
-.PHONY: quickstart test test-oldest lint bench clean
+.PHONY: quickstart test slow test-oldest lint bench clean
 
 $(VENV)/examples: setup.cfg constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -28,10 +29,13 @@ quickstart: $(VENV)/examples
 	$(VENV)/bin/python examples/quickstart.py
 
 test: $(VENV)/test
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+slow: $(VENV)/test
+	$(VENV)/bin/python -m pytest -m slow
 
 test-oldest: $(OLDEST)/test
-	$(OLDEST)/bin/python -m pytest
+	$(OLDEST)/bin/python -m pytest -m "not slow"
 
 lint: $(VENV)/test
 	$(VENV)/bin/ruff check .
