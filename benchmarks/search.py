@@ -44,7 +44,7 @@ from pyterrier_hypencoder.search.results import Results
 from pyterrier_hypencoder.search.surrogate import default_n_initial, surrogate_search
 
 sys.path.append(str(Path(__file__).parent.parent / "examples"))
-from collection import open_collection  # noqa: E402
+from shared.collections import open_collection  # noqa: E402
 
 BATCH = 32
 REPEATS = 3
@@ -429,7 +429,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the comparison that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("index", type=Path, help="directory of an index; where there is none, one by MiniLM is made")
-    parser.add_argument("--dataset", help="apidocs, irds:NAME or a folder; see examples/collection.py")
+    parser.add_argument("--dataset", help="apidocs, irds:NAME or a folder; see examples/shared/collections.py")
     parser.add_argument("--model", default="hypencoder-minilm", help="directory or hub id of a Hypencoder")
     parser.add_argument("--random-nets", type=int, metavar="L", help="random q-nets of L hidden layers, in place of a model's")
     parser.add_argument("--combine", choices=COMBINATIONS, help="q-nets for this and other topics at once, by query vectors")

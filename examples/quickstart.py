@@ -1,6 +1,6 @@
 """The main job on real text: index, search, re-rank and compare, on a collection that every machine has.
 
-Without options it makes a test collection from the documentation of installed libraries (see apidocs.py), so that it
+Without options it makes a test collection from the documentation of installed libraries (see shared/apidocs.py), so that it
 needs neither Java nor a download. On another collection::
 
     python examples/quickstart.py --dataset irds:vaswani       # any ir_datasets collection (downloads it)
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pyterrier as pt
-from bm25 import BM25
-from collection import Collection, open_collection
 from pyterrier.measures import RR, R, nDCG
+from shared.bm25 import BM25
+from shared.collections import Collection, open_collection
 
 from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndexer
 from pyterrier_hypencoder.transformers.measures import NumScored
@@ -44,9 +44,9 @@ def systems(index: Any, bm25: pt.Transformer, model: BiEncoder) -> dict[str, pt.
         search: index.retriever(
             hypencoder,
             num_results=CUTOFF,
-            search=search,
+            algorithm=search,
             graph_k=GRAPH_K,
-            initial_candidates=1 / 50,  # of the collection
+            initial_candidates=-(-len(index) // 50),
             return_stats=True,
         )
         for search in ("exhaustive", "graph", "surrogate")

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import features  # noqa: E402
 import released  # noqa: E402
 import search  # noqa: E402
-from collection import open_collection  # noqa: E402
+from shared.collections import open_collection  # noqa: E402
 
 from pyterrier_hypencoder import HypencoderIndexer, QNets  # noqa: E402
 

@@ -78,7 +78,7 @@ def test_minilm_by_its_name_is_the_wheels(minilm):
 
 def test_it_ranks_documentation_better_than_minilm(bundled, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    import apidocs
+    from shared import apidocs
 
     collection = apidocs.build()
     minilm = BiEncoder("sentence-transformers/all-MiniLM-L6-v2", device="cpu", doc_max_length=128)
@@ -96,13 +96,13 @@ def test_it_ranks_documentation_better_than_minilm(bundled, tmp_path, monkeypatc
 
 def test_its_card_names_what_it_was_trained_on(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    import apidocs
-    import docpairs
+    from shared import apidocs
+    from shared import docpairs
 
     card = (FOLDER / "README.md").read_text()
     assert len(docpairs.PACKAGES) >= 30
     assert not {name.lower() for name in docpairs.PACKAGES} & set(apidocs.LIBRARIES)
-    assert "examples/train_bundled.py" in card
+    assert "examples/train_bundled_model.py" in card
     assert json.loads((FOLDER / "config.json").read_text())["base_weights"] == "sentence-transformers/all-MiniLM-L6-v2"
 
 

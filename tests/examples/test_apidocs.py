@@ -32,7 +32,7 @@ def _examples_path():
 
 @pytest.fixture(scope="module")
 def apidocs(_examples_path):
-    return importlib.import_module("apidocs")
+    return importlib.import_module("shared.apidocs")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def texts(collection):
 def bm25(_examples_path):
     pytest.importorskip("bm25s")
     pytest.importorskip("Stemmer")
-    return importlib.import_module("bm25").BM25
+    return importlib.import_module("shared.bm25").BM25
 
 
 def queries(*texts):
@@ -117,7 +117,7 @@ def test_known_documents(texts, docno):
 
 def test_written_collection_does_not_depend_on_the_process(collection, tmp_path):
     collection.write(tmp_path / "here")
-    command = [sys.executable, str(EXAMPLES / "apidocs.py"), str(tmp_path / "there")]
+    command = [sys.executable, str(EXAMPLES / "shared" / "apidocs.py"), str(tmp_path / "there")]
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     run = subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")

@@ -9,9 +9,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 pytest.importorskip("datasets")
 
-import adapt  # noqa: E402
-import apidocs  # noqa: E402
-import docpairs  # noqa: E402
+from shared import adapt_minilm as adapt  # noqa: E402
+from shared import (
+    apidocs,  # noqa: E402
+    docpairs,  # noqa: E402
+)
 
 BODY = "Parameters: a is the length of the shorter side and b the length of the longer side of it."
 SOURCE = f'''

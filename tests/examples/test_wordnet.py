@@ -9,8 +9,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
-import collection  # noqa: E402
-import wordnet  # noqa: E402
+from shared import collections as collection  # noqa: E402
+from shared import wordnet  # noqa: E402
 
 LINES = {
     "noun": [

@@ -17,7 +17,6 @@ from typing import Any
 import pandas as pd
 import pyterrier as pt
 import torch
-from collection import Collection
 
 from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndex, HypencoderIndexer, HypencoderTrainer
 from pyterrier_hypencoder.encoders import checkpoint, hub
@@ -25,6 +24,7 @@ from pyterrier_hypencoder.encoders.loading import load_encoder
 from pyterrier_hypencoder.training.collator import Collator
 from pyterrier_hypencoder.training.data import RowSampler, TrainingRows
 from pyterrier_hypencoder.training.frozen_vectors import make_vector_lookup
+from shared.collections import Collection
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 KINDS = ("hypencoder", "bi-encoder")

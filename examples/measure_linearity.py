@@ -6,7 +6,7 @@ ranks weigh most. A bi-encoder's overlap is 1 but for the fit; what a Hypencoder
 
 Example::
 
-    python examples/linearity.py hypencoder-minilm apidocs
+    python examples/measure_linearity.py hypencoder-minilm apidocs
 """
 
 import argparse
@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 import torch
-from collection import open_collection
 from pyterrier.measures import nDCG
 from scipy.stats import norm
+from shared.collections import open_collection
 
 from pyterrier_hypencoder import HypencoderIndexer
 from pyterrier_hypencoder.encoders.loading import load_encoder

@@ -5,7 +5,7 @@ of its query vectors, and the Hypencoder a small network beside the inner produc
 
 Example::
 
-    python examples/train_nfcorpus.py FOLDER_OF_NFCORPUS work
+    python examples/train_on_nfcorpus.py FOLDER_OF_NFCORPUS work
 """
 
 import argparse
@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import adapt
 import pandas as pd
-from collection import open_collection
 from pyterrier.measures import RR, R, nDCG
+from shared import adapt_minilm as adapt
+from shared.collections import open_collection
 
 from pyterrier_hypencoder.training.validation import Validation
 

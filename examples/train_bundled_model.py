@@ -1,12 +1,12 @@
 """Trains ``hypencoder-minilm``, the Hypencoder that comes with the package, and the bi-encoder that it is compared with.
 
-Pairs come from the documentation of PyPI packages (see docpairs.py) and from the training topics of NFCorpus and SciFact. Both
+Pairs come from the documentation of PyPI packages (see shared/docpairs.py) and from the training topics of NFCorpus and SciFact. Both
 kinds of model have the same data, steps and selection, with documents frozen. Test topics are looked at once, at the end.
 
 Example::
 
-    python examples/train_bundled.py FOLDER_OF_COLLECTIONS work          # trains, and prints the tables
-    python examples/train_bundled.py FOLDER_OF_COLLECTIONS work --ship   # and puts the model into the package
+    python examples/train_bundled_model.py FOLDER_OF_COLLECTIONS work          # trains, and prints the tables
+    python examples/train_bundled_model.py FOLDER_OF_COLLECTIONS work --ship   # and puts the model into the package
 """
 
 import argparse
@@ -17,12 +17,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import adapt
-import docpairs
-import linearity
+import measure_linearity as linearity
 import pandas as pd
-from collection import Collection, open_collection
 from pyterrier.measures import RR, R, nDCG
+from shared import adapt_minilm as adapt
+from shared import docpairs
+from shared.collections import Collection, open_collection
 
 from pyterrier_hypencoder import HypencoderIndex
 from pyterrier_hypencoder.encoders import checkpoint
@@ -40,7 +40,7 @@ REPEATED = 4
 TESTS = ("vaswani", "cranfield", "cacm", "scifact", "nfcorpus")
 #: Tokens of a document that the quickstart encodes.
 QUICKSTART_LENGTH = 128
-SHIPPED = Path(__file__).parent.parent / "pyterrier_hypencoder" / "models" / "hypencoder-minilm"
+SHIPPED = Path(__file__).parent.parent / "pyterrier_hypencoder" / "encoders" / "models" / "hypencoder-minilm"
 
 
 def _order(name: str) -> bytes:

@@ -10,8 +10,8 @@ them all; a q-net finds out from the properties alone.
 A Hypencoder and a bi-encoder, with the same document encoder and dimension, the same data, losses and steps, are trained from
 scratch and judged on documents whose combination of properties neither has seen::
 
-    python examples/exactly_one.py                 # the two models, and what inner products can hold at all; two minutes
-    python examples/exactly_one.py --sweep         # also trains bi-encoders of more dimensions; ten minutes more
+    python examples/exactly_one_of_two.py                 # the two models, and what inner products can hold at all; two minutes
+    python examples/exactly_one_of_two.py --sweep         # also trains bi-encoders of more dimensions; ten minutes more
 
 It needs the extra ``.[train]``, and neither a download nor a GPU.
 """

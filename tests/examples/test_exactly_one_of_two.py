@@ -12,7 +12,7 @@ pytest.importorskip("datasets")
 pytest.importorskip("accelerate")
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
-import exactly_one  # noqa: E402
+import exactly_one_of_two as exactly_one  # noqa: E402
 
 ONE, BOTH, EXACTLY = exactly_one.KINDS
 PAIRS = 28  # of eight properties
@@ -157,7 +157,7 @@ def test_it_runs_to_its_tables(capsys, monkeypatch):
     monkeypatch.setattr(exactly_one, "TRAINED_SWEEP", (4,))
     monkeypatch.setattr(exactly_one, "TRAINED_SWEEP_STEPS", 2)
     monkeypatch.setattr(exactly_one, "SWEEP", (4, 8))
-    monkeypatch.setattr(sys, "argv", ["exactly_one.py", "--steps", "3", "--sweep"])
+    monkeypatch.setattr(sys, "argv", ["exactly_one_of_two.py", "--steps", "3", "--sweep"])
     exactly_one.main()
     out = capsys.readouterr().out
     assert "192 documents to train on, 64 held out" in out

@@ -17,7 +17,7 @@ The collection depends on the platform and on the versions of Python and of the 
 
 Example::
 
-    python examples/apidocs.py apidocs-collection
+    python examples/shared/apidocs.py apidocs-collection
 """
 
 import argparse

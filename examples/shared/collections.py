@@ -8,10 +8,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import apidocs
 import pandas as pd
 import pyterrier as pt
-import wordnet
+
+from shared import apidocs, wordnet
 
 TEXT_FIELDS = ("title", "text", "abstract", "body")
 

@@ -5,7 +5,7 @@ collection of ``apidocs.py``, and pairs whose summary or text is found there as 
 
 Example::
 
-    python examples/docpairs.py wheels
+    python examples/shared/docpairs.py wheels
 """
 
 import argparse
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import apidocs
+from shared import apidocs
 
 #: The packages, each with the version whose documentation the bundled model was trained on.
 PACKAGES: dict[str, str] = dict(

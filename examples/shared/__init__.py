@@ -1,0 +1,1 @@
+"""Parts that several examples share: test collections, BM25, and adapting MiniLM."""
