@@ -1,14 +1,16 @@
-# make quickstart   installs into .venv and runs the main job: index, search, re-rank, compare
-# make test         installs into .venv and runs the tests
-# make slow         the slow tests
-# make test-oldest  the same tests on transformers 4 and pandas 2, in .venv-oldest
-# make lint         style and types
-# make bench        the benchmarks of benchmarks/
+# make quickstart   install into .venv and run the example: index, search, re-rank, compare
+# make test         install into .venv and run the tests and doctests, except the slow tests
+# make slow         run the slow tests
+# make test-oldest  run the tests and doctests on the oldest supported versions, in .venv-oldest
+# make docs         build the documentation pages into docs/_build/html; warnings are errors
+# make lint         check style, types and English
+# make bench        run the benchmarks that need no data
+# make clean        delete everything that these commands made
 PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
 
-.PHONY: quickstart test slow test-oldest lint bench clean
+.PHONY: quickstart test slow test-oldest docs lint bench clean
 
 $(VENV)/examples: setup.cfg constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -18,6 +20,11 @@ $(VENV)/examples: setup.cfg constraints.txt
 $(VENV)/test: setup.cfg constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q -c constraints.txt -e '.[test,dev]'
+	touch $@
+
+$(VENV)/docs: setup.cfg constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -q -c constraints.txt -e '.[docs]'
 	touch $@
 
 $(OLDEST)/test: setup.cfg constraints-oldest.txt
@@ -37,10 +44,15 @@ slow: $(VENV)/test
 test-oldest: $(OLDEST)/test
 	$(OLDEST)/bin/python -m pytest -m "not slow"
 
+docs: $(VENV)/docs
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m sphinx -W --keep-going -q -E -c docs -d docs/_build/doctrees \
+	  pyterrier_hypencoder/pt_docs docs/_build/html
+
 lint: $(VENV)/test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/python docs/check_english.py
 
 bench: $(VENV)/test
 	$(VENV)/bin/python benchmarks/scoring.py
@@ -48,4 +60,4 @@ bench: $(VENV)/test
 	$(VENV)/bin/python benchmarks/training.py
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) build docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache
