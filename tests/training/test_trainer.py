@@ -335,7 +335,7 @@ def test_options_that_do_not_fit(golden, tokenizer, rows_file, tmp_path):
         trainer_of(golden, tokenizer, tmp_path, losses=["hinge"])
     with pytest.raises(ValueError, match="losses: expected some of"):
         trainer_of(golden, tokenizer, tmp_path, losses=[])
-    with pytest.raises(ValueError, match="train: expected one of"):
+    with pytest.raises(ValueError, match="train must be one of"):
         trainer_of(golden, tokenizer, tmp_path, train="documents")
     with pytest.raises(ValueError, match="shared_encoder"):
         trainer_of(golden, tokenizer, tmp_path, train="queries", encoder=encoder_of(golden, shared=True))

@@ -221,9 +221,9 @@ def test_texts_without_a_model_are_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"mode": "append"}, r"mode: expected one of \['create', 'overwrite', 'resume'\], found 'append'"),
-        ({"dtype": "int8"}, r"dtype: expected one of \['fp16', 'fp32'\], found 'int8'"),
-        ({"batch_size": 0}, "batch_size: expected a whole number above 0, found 0"),
+        ({"mode": "append"}, "mode must be one of 'create', 'overwrite', 'resume', got 'append'"),
+        ({"dtype": "int8"}, "dtype must be one of 'fp16', 'fp32', got 'int8'"),
+        ({"batch_size": 0}, "batch_size must be a positive integer, got 0"),
         ({"batch_size": -1}, "batch_size: .*found -1"),
         ({"batch_size": 1.5}, "batch_size: .*found 1.5"),
         ({"batch_size": True}, "batch_size: .*found True"),

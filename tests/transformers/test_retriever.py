@@ -190,8 +190,8 @@ def test_missing_qids_are_refused(retriever):
 @pytest.mark.parametrize(
     ("option", "value", "choices"),
     [
-        *[(name, value, "above 0") for name in ("num_results", "batch_size") for value in (0, -1, True, 1.5, "3", None)],
-        *[("qnet_width", value, "above 0") for value in (0, -1, True, 1.5, "3")],
+        *[(name, value, "must be a positive integer") for name in ("num_results", "batch_size") for value in (0, -1, True, 1.5, "3", None)],
+        *[("qnet_width", value, "must be a positive integer") for value in (0, -1, True, 1.5, "3")],
         *[("device", value, "'auto', 'cpu' or 'cuda") for value in ("tpu", "", None, 3, "meta")],
         ("device", "cuda:64", "CUDA devices"),
         *[("precision", value, "'auto', 'fp32', 'bf16'") for value in ("fp64", "", None)],
@@ -264,7 +264,7 @@ def test_search_is_a_method_and_an_option(retriever, topics):
     assert_same(retriever.search(topics["query"][0], qid="q0"), expected)
     retriever.search = "nearest"
     assert retriever.get_parameter("search") == "nearest"
-    with pytest.raises(ValueError, match="search: expected one of"):
+    with pytest.raises(ValueError, match="algorithm must be one of"):
         retriever.search("a query")
 
 
