@@ -13,7 +13,7 @@ import pyterrier as pt
 from .encoders.base import Encoder
 from .encoders.columns import TextField
 from .encoders.loading import load_recorded_encoder
-from .identity import short
+from .identity import shorten
 from .index.files import META_FILE, identity
 from .index.graph_builder import corpus_graph
 from .index.inner_product import InnerProductIndex
@@ -57,7 +57,7 @@ class HypencoderIndex(pt.Artifact):
         return self.reader.doc_count
 
     def __repr__(self) -> str:
-        return f"HypencoderIndex({short(str(self.path))})"
+        return f"HypencoderIndex({shorten(str(self.path))})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, HypencoderIndex) and other.path == self.path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from inspect import Parameter
 from pathlib import Path
 from typing import Any
@@ -12,42 +12,55 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-_LONGEST_SHOWN = 40  # characters of a path; PyTerrier takes representations as names in its tables
+_MAX_SHOWN_LENGTH = 40
+"""Characters of a path that :func:`shorten` keeps. PyTerrier uses representations as names in its result tables."""
+_MAX_SHOWN_ITEMS = 3
+"""Items of the longest collection that :func:`shorten` shows in full."""
 
 
 class ByArguments:
-    """Equality, hash, representation and pickling of objects that are their constructor's arguments.
+    """Mixin for objects that are equal if their constructor arguments are equal.
 
-    A constructor stores each argument under its own name (or with a leading underscore). What is opened lazily lives in
-    ``_opened``, keyed on the arguments' current values, and is neither compared nor pickled.
+    It provides equality, hash, representation and pickling. The constructor must store each argument under its own name, or
+    with a leading underscore, and do nothing else. Models and files are opened on first use with :meth:`_open`. They are
+    neither compared nor pickled.
     """
 
     _opened: dict[str, tuple[Any, Any]]
 
-    def _arguments(self) -> dict[str, Any]:
+    def _get_arguments(self) -> dict[str, Any]:
+        """Return the current value of every constructor argument by name."""
         return {a.name: a.value for a in pt.inspect.transformer_attributes(self)}  # type: ignore[arg-type]
 
-    def _open(self, what: str, key: Any, opener: Any) -> Any:
-        """The object ``what``, opened again only when ``key`` has changed since the last time."""
+    def _open(self, name: str, key: Any, opener: Callable[[], Any]) -> Any:
+        """Return the object cached as ``name``, and open it again if ``key`` has changed since the last call.
+
+        Args:
+            name: Name of the object in the cache, such as ``"reader"``.
+            key: Values that the object depends on.
+            opener: Function that opens the object.
+        """
         opened = self.__dict__.setdefault("_opened", {})
-        if what not in opened or opened[what][0] != key:
-            opened[what] = (key, opener())
-        return opened[what][1]
+        if name not in opened or opened[name][0] != key:
+            opened[name] = (key, opener())
+        return opened[name][1]
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._key() == other._key()
+        return type(self) is type(other) and self._make_key() == other._make_key()
 
     def __hash__(self) -> int:
-        return hash(self._key())
+        return hash(self._make_key())
 
-    def _key(self) -> tuple[Any, ...]:
-        return (type(self).__name__, *((name, _hashable(value)) for name, value in self._arguments().items()))
+    def _make_key(self) -> tuple[Any, ...]:
+        """Return a hashable tuple of the class name and all arguments."""
+        return (type(self).__name__, *((name, _make_hashable(value)) for name, value in self._get_arguments().items()))
 
     def __repr__(self) -> str:
         attributes = pt.inspect.transformer_attributes(self)  # type: ignore[arg-type]
-        shown = [a for a in attributes if _hashable(a.value) != _hashable(a.init_default_value)]
+        changed = [a for a in attributes if _make_hashable(a.value) != _make_hashable(a.init_default_value)]
         text = ", ".join(
-            f"{a.name}={short(a.value)}" if a.init_parameter_kind is Parameter.KEYWORD_ONLY else short(a.value) for a in shown
+            f"{a.name}={shorten(a.value)}" if a.init_parameter_kind is Parameter.KEYWORD_ONLY else shorten(a.value)
+            for a in changed
         )
         return f"{type(self).__name__}({text})"
 
@@ -55,23 +68,39 @@ class ByArguments:
         return {key: value for key, value in self.__dict__.items() if key != "_opened"}
 
 
-def _hashable(value: Any) -> Any:
+def _make_hashable(value: Any) -> Any:
+    """Return a hashable value that is equal for equal arrays, mappings, sets and lists."""
     if isinstance(value, np.ndarray | pd.Series | pd.Index):
         value = value.tolist()
     if isinstance(value, Mapping):
-        return tuple((key, _hashable(v)) for key, v in value.items())
+        return tuple((key, _make_hashable(v)) for key, v in value.items())
     if isinstance(value, Set):
         return frozenset(value)
     if isinstance(value, list | tuple):
-        return tuple(map(_hashable, value))
+        return tuple(map(_make_hashable, value))
     return value
 
 
-def short(value: Any) -> str:
-    """A representation for tables and messages: long collections and paths are cut."""
-    if isinstance(value, Collection) and not isinstance(value, str) and len(value) > 3:
+def shorten(value: Any) -> str:
+    """Return a short representation of a value for tables and messages.
+
+    Collections of more than three items are shown as their length and a digest, and long strings and paths as their end.
+
+    Args:
+        value: Any object.
+
+    Returns:
+        The text. Collections with different items have different texts.
+
+    Example:
+        >>> shorten(["d1", "d2"])
+        "['d1', 'd2']"
+        >>> shorten([f"d{i}" for i in range(1000)])
+        '<1000 items, f1f875>'
+    """
+    if isinstance(value, Collection) and not isinstance(value, str) and len(value) > _MAX_SHOWN_ITEMS:
         digest = hashlib.sha256("\0".join(sorted(map(str, value))).encode()).hexdigest()[:6]
-        return f"<{len(value)} items, {digest}>"  # other items, another representation
-    if isinstance(value, str | Path) and len(str(value)) > _LONGEST_SHOWN:
-        return repr("…" + str(value)[-_LONGEST_SHOWN:])
+        return f"<{len(value)} items, {digest}>"
+    if isinstance(value, str | Path) and len(str(value)) > _MAX_SHOWN_LENGTH:
+        return repr("…" + str(value)[-_MAX_SHOWN_LENGTH:])
     return repr(value)

@@ -188,7 +188,7 @@ class Encoder(ByArguments):
         """The arguments, but for name and revision, that are not what they are by default."""
         defaults = {a.name: a.init_default_value for a in pt.inspect.transformer_attributes(self)}  # type: ignore[arg-type]
         skip = ("name_or_path", "revision", *skip)
-        return {key: value for key, value in self._arguments().items() if key not in skip and value != defaults[key]}
+        return {key: value for key, value in self._get_arguments().items() if key not in skip and value != defaults[key]}
 
     def doc_encoder(self, *, text_field: TextField = "text", batch_size: int = _BUFFER, verbose: bool = False) -> DocEncoder:
         """A transformer that adds ``doc_vec``; see :class:`pyterrier_hypencoder.stages.DocEncoder`."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..identity import short
+from ..identity import shorten
 
 
 def make_vector_lookup(source: Any, docnos: Sequence[str] | None = None) -> Callable[[list[str]], np.ndarray]:
@@ -31,7 +31,7 @@ def make_vector_lookup(source: Any, docnos: Sequence[str] | None = None) -> Call
     if not isinstance(source, np.ndarray) or source.ndim != 2 or docnos is None or len(docnos) != len(source):
         raise ValueError(
             "expected a HypencoderIndex, a FlexIndex, or an array (N, D) with its N docnos, found "
-            f"{getattr(source, 'shape', short(source))} and {'no' if docnos is None else len(docnos)} docnos"
+            f"{getattr(source, 'shape', shorten(source))} and {'no' if docnos is None else len(docnos)} docnos"
         )
     rows = {docno: row for row, docno in enumerate(docnos)}
     return _reader("the array", source, lambda wanted: [rows.get(docno, -1) for docno in wanted])

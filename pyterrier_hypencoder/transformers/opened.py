@@ -1,4 +1,4 @@
-"""The opened index and the model that fits it, shared by all transformers over an index."""
+"""Open the index and the model of a transformer, and check that they fit each other."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from ..encoders.base import Encoder
 from ..encoders.loading import check_encoder, load_recorded_encoder
@@ -19,88 +20,130 @@ from ..qnet import QNets
 
 
 class IndexTransformer(ByArguments):
-    """What transformers over an index share: the opened directory and the model that fits it."""
+    """Base class of the transformers that read an index.
+
+    Subclasses store their constructor's arguments: ``index`` as ``_index``, the others under their own names. The index and
+    the model are opened on first use, and again when the index is replaced or an argument changes.
+    """
 
     _index: Any
     model: Any
     device: str = "auto"
     qnet_width: int | None = None
 
-    def _reader(self) -> IndexReader:
-        """The opened index; opened anew when the index was replaced, or the attribute set to another."""
+    def get_parameter(self, name: str) -> Any:
+        """Return the value of a constructor argument; see :meth:`pyterrier.Transformer.get_parameter`."""
+        self._check_parameter(name)
+        return self._index if name == "index" else getattr(self, name)
+
+    def set_parameter(self, name: str, value: Any) -> None:
+        """Set a constructor argument, for example in :func:`pyterrier.GridScan`.
+
+        Args:
+            name: Name of the argument.
+            value: Its new value. It is checked on the next use.
+
+        Raises:
+            ValueError: If the constructor has no such argument.
+        """
+        self._check_parameter(name)
+        setattr(self, "_index" if name == "index" else name, value)
+
+    def _check_parameter(self, name: str) -> None:
+        names = list(self._get_arguments())
+        if name not in names:
+            raise ValueError(f"{type(self).__name__} has no option {name!r}. Its options are {', '.join(names)}.")
+
+    def _open_reader(self) -> IndexReader:
         path = get_index_path(self._index)
         if path is None:
             raise ValueError(
-                f"{type(self).__name__}: expected an index, found none; pass one (an index or its path), or compose it: "
-                "HypencoderIndexer(path, model) >> HypencoderRetriever()"
+                f"{type(self).__name__} has no index. Pass an index or its path, or compose a pipeline: "
+                "HypencoderIndexer(path, model) >> HypencoderRetriever()."
             )
-        shared = getattr(self._index, "reader", None)  # a HypencoderIndex has it open
-        return shared if isinstance(shared, IndexReader) else self._open("reader", identity(path), lambda: IndexReader(path))
+        shared = getattr(self._index, "reader", None)  # a HypencoderIndex shares its reader among transformers
+        if isinstance(shared, IndexReader):
+            return shared
+        return self._open("reader", identity(path), lambda: IndexReader(path))
 
-    def _encoder(self) -> Encoder | None:
-        """The model given, or the one that the index names."""
+    def _get_model(self) -> Encoder | None:
+        """Return the model that was passed, or else the model recorded in the index; None if there is neither."""
         if self.model is not None:
             check_encoder(self.model)
             return self.model
-        record = self._reader().meta.get("model")
+        record = self._open_reader().meta.get("model")
         if record is None:
             return None
-        if hasattr(self._index, "model"):  # a HypencoderIndex shares it among its transformers
+        if hasattr(self._index, "model"):  # a HypencoderIndex shares its model among transformers
             return self._index.model(device=self.device)
         return self._open("recorded", (str(record), self.device), lambda: load_recorded_encoder(record, device=self.device))
 
-    def _fitting_qnets(self, queries: pd.DataFrame) -> QNets:
-        """The q-nets of a frame's queries, narrowed where asked for, which take the index's vectors."""
-        reader, model = self._reader(), self._encoder()
+    def _make_fitting_qnets(self, queries: pd.DataFrame) -> QNets:
+        """Return the q-nets of a frame's queries, narrowed to ``qnet_width``, after checking that they fit the index."""
+        reader, model = self._open_reader(), self._get_model()
         if "query_vec" not in queries.columns and model is not None:
-            self._check_fit(reader, model)
+            self._check_model_fits(reader, model)
         qnets = make_qnets(queries, model, reader.vec_size)
         if qnets.spec.input_dim != reader.vec_size:
-            raise ValueError(_misfit(reader, model, f"{reader.vec_size} dimensions", f"{qnets.spec.input_dim}"))
+            raise ValueError(_describe_mismatch(reader, model, f"{reader.vec_size} dimensions", str(qnets.spec.input_dim)))
         return narrow_qnets(qnets, self.qnet_width)
 
-    def _check_fit(self, reader: IndexReader, model: Encoder) -> None:
+    def _check_model_fits(self, reader: IndexReader, model: Encoder) -> None:
         try:
-            _check_fit(reader, model)
+            check_model_fits(reader, model)
         except FileNotFoundError as err:
             if self.model is not None:
                 raise
             raise FileNotFoundError(
-                f"the index {reader.path} names the model {reader.meta['model']['name']!r}, which cannot be found here; pass "
-                f"model=... with the place where you have it ({err})"
+                f"The index at {reader.path} was built with the model {reader.meta['model']['name']!r}, which was not found "
+                f"({err}). Pass model=... with the place where the model is now."
             ) from err
 
 
 def get_index_path(index: Any) -> Path | None:
-    """The directory of an index object, or of a path."""
+    """Return the directory of an index that is given as an object or as a path.
+
+    Raises:
+        ValueError: If it is neither.
+    """
     path = getattr(index, "path", index)
     if path is not None and not isinstance(path, str | Path):
-        raise ValueError(f"index: expected a HypencoderIndex or its path, found {index!r}; pass an encoder as model=...")
+        raise ValueError(f"index must be a HypencoderIndex or its path, got {index!r}. Pass an encoder as model=...")
     return None if path is None else Path(path)
 
 
-def _gather(reader: IndexReader, docids: np.ndarray) -> torch.Tensor:
-    """Stored vectors by docid, (n, D) float32."""
+def gather_vectors(reader: IndexReader, docids: np.ndarray) -> Tensor:
+    """Return the stored vectors of some documents.
+
+    Args:
+        reader: The index.
+        docids: N docids.
+
+    Returns:
+        (N, D) float32.
+    """
     return torch.from_numpy(reader.vectors[docids].astype(np.float32))
 
 
-def _check_fit(reader: IndexReader, model: Encoder) -> None:
-    """Checks that a model's document vectors are those of the index, as far as the index knows.
+def check_model_fits(reader: IndexReader, model: Encoder) -> None:
+    """Check that an index was built with the document encoder of a model.
+
+    The dimensions are always compared, the fingerprints only if the index records one.
 
     Raises:
-        ValueError: naming both.
+        ValueError: If the model does not fit. The message names both.
     """
     if model.vec_size != reader.vec_size:
-        raise ValueError(_misfit(reader, model, f"{reader.vec_size} dimensions", f"{model.vec_size}"))
+        raise ValueError(_describe_mismatch(reader, model, f"{reader.vec_size} dimensions", str(model.vec_size)))
     expected = (reader.meta.get("model") or {}).get("fingerprint")
     if expected is not None and expected != model.fingerprint:
-        raise ValueError(_misfit(reader, model, f"document encoder {expected}", f"{model.fingerprint}"))
+        raise ValueError(_describe_mismatch(reader, model, f"document encoder {expected}", model.fingerprint))
 
 
-def _misfit(reader: IndexReader, model: Encoder | None, expected: str, found: str) -> str:
+def _describe_mismatch(reader: IndexReader, model: Encoder | None, expected: str, found: str) -> str:
     record = reader.meta.get("model")
-    made_by = f"{record['class']}({record['name']!r})" if record else "vectors from elsewhere"
+    builder = f"by {record['class']}({record['name']!r})" if record else "from vectors without a model"
     return (
-        f"the index {reader.path} was made by {made_by}: expected a model of {expected}, found {model or 'query vectors'} of "
-        f"{found}; search with the model that the index was made with, or build another index"
+        f"{model or 'query_vec'} does not fit the index at {reader.path}, which was built {builder}: expected {expected}, got "
+        f"{found}. Search with the model that built the index, or build another index."
     )
