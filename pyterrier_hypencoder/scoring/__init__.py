@@ -1,7 +1,7 @@
-"""How q-nets are evaluated: a scorer protocol, its back-ends, and the one place that chooses among them."""
+"""Evaluate q-nets: one scorer protocol, its back-ends, and the choice between them."""
 
-from .backends import BACKENDS, ENVIRONMENT, PRECISIONS, make_scorer, select_backend
+from .backends import BACKENDS, PRECISIONS, make_scorer, select_backend
 from .device import resolve_device
 from .protocol import Backend, Scorer
 
-__all__ = ["BACKENDS", "ENVIRONMENT", "PRECISIONS", "Backend", "Scorer", "make_scorer", "resolve_device", "select_backend"]
+__all__ = ["BACKENDS", "PRECISIONS", "Backend", "Scorer", "make_scorer", "resolve_device", "select_backend"]

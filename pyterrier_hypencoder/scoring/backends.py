@@ -1,4 +1,4 @@
-"""How q-nets are evaluated: an ordered list of back-ends and the one place that chooses among them."""
+"""The available back-ends and the choice between them."""
 
 from __future__ import annotations
 
@@ -12,47 +12,68 @@ from .protocol import Backend, Scorer
 from .reference import Reference
 
 PRECISIONS = ("auto", "fp32", "bf16")
-ENVIRONMENT = "HYPENCODER_BACKEND"
+BACKEND_VARIABLE = "HYPENCODER_BACKEND"
+"""Environment variable that forces a back-end by name."""
 
-
-BACKENDS: list[Backend] = [Reference()]
-"""In order of preference: the first one that can do what is asked for is taken."""
+BACKENDS: tuple[Backend, ...] = (Reference(),)
+"""All back-ends, the preferred one first."""
 
 
 def select_backend(spec: QNetSpec, device: torch.device, precision: str) -> Backend:
-    """The back-end for q-nets of one architecture.
+    """Return the first back-end that can evaluate these q-nets.
 
-    The environment variable ``HYPENCODER_BACKEND`` forces one by name.
+    The environment variable ``HYPENCODER_BACKEND`` forces a back-end by name.
+
+    Args:
+        spec: Architecture of the q-nets.
+        device: Device on which to compute.
+        precision: ``fp32`` or ``bf16``.
 
     Raises:
-        ValueError: for an unknown back-end, or where none, or not the one asked for, can do it.
+        ValueError: If the forced back-end does not exist, or if no (or not the forced) back-end can do it.
     """
-    wanted = os.environ.get(ENVIRONMENT)
+    forced = os.environ.get(BACKEND_VARIABLE)
     names = [backend.name for backend in BACKENDS]
-    if wanted and wanted not in names:
-        raise ValueError(f"{ENVIRONMENT}: expected one of {names}, found {wanted!r}")
+    if forced and forced not in names:
+        raise ValueError(f"{BACKEND_VARIABLE} must be one of {names}, got {forced!r}. Correct or unset it.")
     for backend in BACKENDS:
-        if wanted in (None, "", backend.name) and backend.is_available() and backend.supports(spec, device, precision):
+        if forced in (None, "", backend.name) and backend.is_available() and backend.supports(spec, device, precision):
             return backend
+    if forced:
+        raise ValueError(
+            f"Back-end {forced!r} cannot evaluate these q-nets in precision {precision!r} on {device}. "
+            f"Choose another precision or device, or unset {BACKEND_VARIABLE}."
+        )
     raise ValueError(
-        f"expected a back-end for precision {precision!r} on {device}, found that {wanted or 'none of ' + str(names)} cannot "
-        f"do it; choose another precision or device{', or unset ' + ENVIRONMENT if wanted else ''}"
+        f"No back-end can evaluate these q-nets in precision {precision!r} on {device}, tried {names}. "
+        "Choose another precision or device."
     )
 
 
 def make_scorer(qnets: QNets, *, device: str = "auto", precision: str = "auto") -> Scorer:
-    """Prepares q-nets for scoring.
+    """Prepare q-nets for scoring.
 
     Args:
-        qnets: the q-nets of Q queries.
-        device: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda[:n]``.
-        precision: ``fp32``, ``bf16``, or ``auto``, which is what keeps the ranking: fp32.
+        qnets: The q-nets of Q queries.
+        device: ``auto`` (a GPU if there is one, else the CPU), ``cpu`` or ``cuda[:n]``.
+        precision: ``fp32``, ``bf16`` or ``auto``. ``auto`` must not change the ranking, so it is fp32.
+
+    Returns:
+        A scorer of the first back-end that supports the architecture, the device and the precision.
 
     Raises:
-        ValueError: for an unknown device or precision, or one that cannot be had.
+        ValueError: If the device or the precision is unknown or not available.
+
+    Example:
+        >>> import torch
+        >>> from pyterrier_hypencoder import QNets
+        >>> from pyterrier_hypencoder.scoring import make_scorer
+        >>> score = make_scorer(QNets.linear(torch.tensor([[1.0, 2.0]])), device="cpu")
+        >>> score(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
+        tensor([[1., 2., 3.]])
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"precision: expected one of {list(PRECISIONS)}, found {precision!r}")
+        raise ValueError(f"precision must be one of {list(PRECISIONS)}, got {precision!r}.")
     precision = "fp32" if precision == "auto" else precision
-    where = resolve_device(device)
-    return select_backend(qnets.spec, where, precision).prepare(qnets, where, precision)
+    resolved = resolve_device(device)
+    return select_backend(qnets.spec, resolved, precision).prepare(qnets, resolved, precision)

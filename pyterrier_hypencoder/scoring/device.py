@@ -6,22 +6,29 @@ import torch
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """The torch device for a name.
+    """Return the torch device for a name.
+
+    Args:
+        device: ``auto`` (a GPU if there is one, else the CPU), ``cpu`` or ``cuda[:n]``.
 
     Raises:
-        ValueError: for an unknown device, or one that this machine lacks.
+        ValueError: If the device is unknown, or if this machine does not have it.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as err:
-        raise ValueError(f"device: expected 'auto', 'cpu' or 'cuda[:n]', found {device!r}") from err
+        raise _unknown_device(device) from err
     if found.type not in ("cpu", "cuda"):
-        raise ValueError(f"device: expected 'auto', 'cpu' or 'cuda[:n]', found {device!r}")
+        raise _unknown_device(device)
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"device: expected one of this machine's {torch.cuda.device_count()} CUDA devices, found {device!r}; use "
-            "device='auto' to take what there is"
+            f"device {str(device)!r} is not available: this machine has {torch.cuda.device_count()} CUDA devices. "
+            "Use device='auto' to take a GPU only if there is one."
         )
     return found
+
+
+def _unknown_device(device: object) -> ValueError:
+    return ValueError(f"device must be 'auto', 'cpu' or 'cuda[:n]', got {device!r}.")

@@ -1,4 +1,4 @@
-"""The scorer protocol."""
+"""The two protocols of this wing: a back-end prepares q-nets, and the scorer that it returns scores documents."""
 
 from __future__ import annotations
 
@@ -12,34 +12,58 @@ from ..qnet import QNets, QNetSpec
 
 
 class Scorer(Protocol):
-    """Evaluates the q-nets of Q queries; scores are float32 and on the back-end's device."""
+    """Score documents with the q-nets of Q queries.
+
+    Scores are float32 tensors on the device of the back-end.
+    """
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """Scores (Q, N) of documents (N, D) that the queries share."""
+        """Score the same documents for all queries.
+
+        Args:
+            vectors: Document vectors, (N, D).
+
+        Returns:
+            Scores, (Q, N).
+        """
         ...
 
     def each(self, vectors: Tensor, counts: Sequence[int]) -> Tensor:
-        """Scores (M,) of documents (M, D) of the queries' own: those of the first one come first, ``counts`` of each."""
+        """Score different documents for every query.
+
+        Args:
+            vectors: Document vectors, (M, D). The documents of the first query come first, then those of the second.
+            counts: Number of documents of every query, Q numbers with the sum M.
+
+        Returns:
+            Scores, (M,).
+        """
         ...
 
     def select(self, queries: Sequence[int]) -> Scorer:
-        """What evaluates the q-nets of some of the queries."""
+        """Return a scorer for some of the queries, in the given order."""
         ...
 
 
 class Backend(Protocol):
-    """A way of evaluating q-nets."""
+    """Evaluate q-nets in one particular way, for example in plain torch or with a GPU kernel."""
 
     name: str
 
     def is_available(self) -> bool:
-        """Whether what it needs is installed."""
+        """Return True if everything that the back-end requires is installed."""
         ...
 
     def supports(self, spec: QNetSpec, device: torch.device, precision: str) -> bool:
-        """Whether it can evaluate such q-nets on such a device in such a precision."""
+        """Return True if the back-end can evaluate q-nets of this architecture on this device in this precision."""
         ...
 
     def prepare(self, qnets: QNets, device: torch.device, precision: str) -> Scorer:
-        """Prepares q-nets once (moves, converts, packs them) and returns what scores documents with them."""
+        """Move, convert and pack q-nets once, and return a scorer that uses them.
+
+        Args:
+            qnets: The q-nets of Q queries.
+            device: Device on which to compute.
+            precision: One of :data:`pyterrier_hypencoder.scoring.PRECISIONS` except ``auto``.
+        """
         ...

@@ -1,4 +1,4 @@
-"""The reference back-end: :meth:`QNets.score` as it stands, in blocks that stay in the cache."""
+"""The reference back-end: :meth:`QNets.score` in plain torch, in blocks that fit into the cache."""
 
 from __future__ import annotations
 
@@ -11,47 +11,47 @@ from torch.nn.utils.rnn import pad_sequence
 from ..qnet import QNets, QNetSpec
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# Documents that one q-net evaluates at a time. On a CPU the activations of a layer then stay in the cache (1.5 times the
-# speed of one large block for 6 layers of 768, see benchmarks/); a GPU wants enough rows to fill it.
-_BLOCK = {"cpu": 1024, "cuda": 16_384}
+# Documents that one q-net evaluates at a time. On a CPU the activations of a layer then fit into the cache: 1.5 times the
+# speed of a single block of 32,768 documents for 6 layers of 768. A GPU needs more rows to be busy.
+_DOCS_PER_BLOCK = {"cpu": 1024, "cuda": 16_384}
 
 
 class Reference:
-    """Plain torch, any architecture, any device."""
+    """Plain torch for every architecture and device."""
 
     name = "reference"
 
     def is_available(self) -> bool:
-        """Always."""
+        """Return True: torch is always installed."""
         return True
 
     def supports(self, spec: QNetSpec, device: torch.device, precision: str) -> bool:
-        """Everything, in fp32 and bf16."""
+        """Return True for fp32 and bf16, whatever the architecture and the device."""
         return precision in _DTYPES
 
     def prepare(self, qnets: QNets, device: torch.device, precision: str) -> ReferenceScorer:
-        """See :class:`pyterrier_hypencoder.scoring.Backend`."""
+        """Move and convert q-nets once; see :class:`pyterrier_hypencoder.scoring.Backend`."""
         return ReferenceScorer(qnets.to(device, _DTYPES[precision]))
 
 
 class ReferenceScorer:
-    """Scores documents with q-nets that are where, and in the dtype in which, they are evaluated.
+    """Score documents with q-nets in plain torch; implements :class:`pyterrier_hypencoder.scoring.Scorer`.
 
     Args:
-        qnets: the q-nets of Q queries.
+        qnets: The q-nets of Q queries. Scores are computed on their device and in their dtype.
     """
 
     def __init__(self, qnets: QNets) -> None:
         self._nets = qnets
         self._single = [qnets.select(slice(q, q + 1)) for q in range(len(qnets))]
-        self._block = _BLOCK[qnets.device.type]
+        self._block = _DOCS_PER_BLOCK[qnets.device.type]
 
     @torch.inference_mode()
     def __call__(self, vectors: Tensor) -> Tensor:
-        """See :class:`pyterrier_hypencoder.scoring.Scorer`."""
+        """Score the same documents (N, D) for all queries, (Q, N)."""
         scores = torch.empty(len(self._single), len(vectors), device=self._nets.device)
         for start in range(0, len(vectors), self._block):
-            block = self._moved(vectors[start : start + self._block])
+            block = self._convert(vectors[start : start + self._block])
             if self._nets.spec.is_linear:  # one matrix product for all queries
                 scores[:, start : start + len(block)] = self._nets.score(block)
                 continue
@@ -61,26 +61,30 @@ class ReferenceScorer:
 
     @torch.inference_mode()
     def each(self, vectors: Tensor, counts: Sequence[int]) -> Tensor:
-        """See :class:`pyterrier_hypencoder.scoring.Scorer`."""
-        parts = self._moved(vectors).split(list(counts))
-        if self._nets.device.type == "cpu":
-            blocks = [
-                net.score(block)[0]
-                for net, part in zip(self._single, parts, strict=True)
-                for block in part.split(self._block)
-                if len(block)
-            ]
-            return torch.cat([vectors.new_empty(0, dtype=torch.float32), *(block.float() for block in blocks)])
-        # Many small products would leave a GPU idle: the queries' documents go through side by side.
-        padded = pad_sequence(list(parts), batch_first=True)
-        width = max(1, 4 * self._block // max(1, len(parts)))
-        blocks = [self._nets.score(block).float() for block in padded.split(width, dim=1)]
-        real = torch.arange(padded.shape[1], device=padded.device) < torch.as_tensor(counts, device=padded.device).unsqueeze(1)
-        return torch.cat(blocks, dim=1)[real]
+        """Score different documents (M, D) for every query, ``counts`` of each, (M,)."""
+        parts = self._convert(vectors).split(list(counts))
+        return self._each_by_query(parts) if self._nets.device.type == "cpu" else self._each_padded(parts)
 
     def select(self, queries: Sequence[int]) -> ReferenceScorer:
-        """See :class:`pyterrier_hypencoder.scoring.Scorer`."""
+        """Return a scorer for some of the queries, in the given order."""
         return ReferenceScorer(self._nets.select(queries))
 
-    def _moved(self, vectors: Tensor) -> Tensor:
+    def _each_by_query(self, parts: Sequence[Tensor]) -> Tensor:
+        blocks = [
+            net.score(block)[0]
+            for net, part in zip(self._single, parts, strict=True)
+            for block in part.split(self._block)
+            if len(block)
+        ]
+        return torch.cat([torch.empty(0), *(block.float() for block in blocks)])
+
+    def _each_padded(self, parts: Sequence[Tensor]) -> Tensor:
+        """Score the queries side by side, because many small products would leave a GPU idle."""
+        padded = pad_sequence(list(parts), batch_first=True)  # (Q, N, D)
+        width = max(1, 4 * self._block // max(1, len(parts)))
+        scores = torch.cat([self._nets.score(block).float() for block in padded.split(width, dim=1)], dim=1)  # (Q, N)
+        counts = torch.tensor([len(part) for part in parts], device=padded.device)
+        return scores[torch.arange(padded.shape[1], device=padded.device) < counts.unsqueeze(1)]
+
+    def _convert(self, vectors: Tensor) -> Tensor:
         return vectors.to(self._nets.device, self._nets.dtype)

@@ -1,1 +1,4 @@
-"""Which documents are evaluated: searches take a scoring callable and arrays, and know nothing of frames or text."""
+"""Search: decide which documents of a collection the q-nets score.
+
+The modules of this wing know arrays and scoring callables only: no data frames, texts, files or PyTerrier.
+"""

@@ -1,47 +1,47 @@
-"""The documents that a search looks at: their vectors, which of them a query has met, and their scores."""
+"""The documents of a collection during a search: their vectors, scores, and which of them each query has seen."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..scoring import Scorer
+
 Rows = np.ndarray | Tensor
-"""An array by docid: a memory map, or a tensor that lies where scores are computed."""
-_EVALUATED_BYTES = 2**26  # vectors of queries' own that are in memory at a time, in float32
+"""An array with one row per document: a memory map, or a tensor on the device that computes the scores."""
 
-
-class Score(Protocol):
-    """What a search asks of the evaluation of q-nets; see :class:`pyterrier_hypencoder.scoring.Scorer`."""
-
-    def __call__(self, vectors: Tensor) -> Tensor:
-        """Scores (Q, N) of documents (N, D) that the queries share."""
-        ...
-
-    def each(self, vectors: Tensor, counts: Sequence[int]) -> Tensor:
-        """Scores (M,) of documents (M, D) of the queries' own, one query after the other."""
-        ...
-
-    def select(self, queries: Sequence[int]) -> Score:
-        """What evaluates the q-nets of some of the queries."""
-        ...
+_SCORED_BYTES = 2**26
+"""Size of the vectors that are scored at a time, as float32, if every query scores different documents."""
 
 
 def as_tensor(rows: Rows) -> Tensor:
-    """Rows as a tensor that shares their memory; those of a read-only memory map must not be written to."""
+    """Return a tensor that shares the memory of an array.
+
+    Read-only memory maps are supported. Never write to the tensor: a write to a read-only memory map crashes the process.
+    """
     if isinstance(rows, Tensor):
         return rows
-    with warnings.catch_warnings():  # of just that
-        warnings.simplefilter("ignore")
-        return torch.from_numpy(rows)
+    return torch.from_numpy(rows if rows.flags.writeable else np.asarray(_WritableView(rows)))
 
 
-def take(rows: Rows, docids: Tensor) -> Tensor:
-    """The rows of some documents; those of a memory map are read in the order in which they are asked for."""
+class _WritableView:
+    """The memory of a read-only array, without the flag for which ``torch.from_numpy`` prints a warning.
+
+    Args:
+        rows: The array. The view keeps a reference to it, so a memory map stays open.
+    """
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self._rows = rows
+        interface = rows.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
+
+
+def take_rows(rows: Rows, docids: Tensor) -> Tensor:
+    """Return the rows of some documents, in the given order; unsigned integers become int64."""
     if isinstance(rows, Tensor):
         return rows[docids]
     found = rows[docids.cpu().numpy()]
@@ -49,19 +49,24 @@ def take(rows: Rows, docids: Tensor) -> Tensor:
 
 
 class Documents:
-    """A collection as the queries of one batch see it: each document is evaluated once at most for a query.
+    """The collection as the queries of a batch see it: no query scores a document twice.
 
     Args:
-        score: evaluates the q-nets of Q queries.
-        vectors: (N, D).
-        n_queries: Q.
-        device: where scores are computed.
-        allowed: for every query the docids that may be returned, or None for all.
+        score: Scorer of the q-nets of Q queries.
+        vectors: Vectors of all documents, (N, D).
+        n_queries: Number of queries, Q.
+        device: Device that computes the scores.
+        allowed: For every query the docids that may be returned, or None for all documents.
+
+    Attributes:
+        seen: (Q, N), True for documents that a query has seen.
+        excluded: (Q, N), True for documents that a query must not return; None if there is no filter.
+        n_scored: (Q,), number of documents scored.
     """
 
     def __init__(
         self,
-        score: Score,
+        score: Scorer,
         vectors: Rows,
         n_queries: int,
         device: torch.device,
@@ -70,79 +75,83 @@ class Documents:
         self._score = score
         self.vectors = vectors
         self.device = device
-        self.met = torch.zeros(n_queries, len(vectors), dtype=torch.bool, device=device)
+        self.seen = torch.zeros(n_queries, len(vectors), dtype=torch.bool, device=device)
         self.n_scored = torch.zeros(n_queries, dtype=torch.long, device=device)
-        self.hidden: Tensor | None = None
+        self.excluded: Tensor | None = None
         if allowed is not None and any(ids is not None for ids in allowed):
-            self.hidden = torch.zeros_like(self.met)
+            self.excluded = torch.zeros_like(self.seen)
             for q, ids in enumerate(allowed):
                 if ids is not None:
-                    self.hidden[q] = True
-                    self.hidden[q, torch.from_numpy(ids).to(device)] = False
+                    self.excluded[q] = True
+                    self.excluded[q, torch.from_numpy(ids).to(device)] = False
 
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def meet(self, queries: Tensor, docids: Tensor) -> tuple[Tensor, Tensor]:
-        """Marks documents as met, and leaves out those that were.
+    def mark_seen(self, queries: Tensor, docids: Tensor) -> tuple[Tensor, Tensor]:
+        """Mark documents as seen and return those that are new.
 
         Args:
-            queries: (M,), whose they are.
-            docids: (M,).
+            queries: (M,), the query of every document.
+            docids: (M,), may contain duplicates.
 
         Returns:
-            The same for the new ones, each once, by query and docid.
+            Queries and docids of the new documents, each pair once, sorted by query and docid.
         """
-        keys = torch.unique((queries * len(self) + docids)[~self.met[queries, docids]])
+        keys = torch.unique((queries * len(self) + docids)[~self.seen[queries, docids]])
         queries, docids = keys // len(self), keys % len(self)
-        self.met[queries, docids] = True
+        self.seen[queries, docids] = True
         return queries, docids
 
-    def evaluate(self, queries: Tensor, docids: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores documents of the queries' own.
+    def score(self, queries: Tensor, docids: Tensor) -> tuple[Tensor, Tensor]:
+        """Score different documents for every query.
 
         Args:
-            queries: (M,), ascending.
+            queries: (M,), the query of every document, ascending.
             docids: (M,).
 
         Returns:
-            Scores and docids, (Q, n) with n the most that a query has, at least 1; -inf where a query has fewer.
+            Scores and docids, (Q, n), where n is the largest number of documents of a query and at least 1. A score of
+            -inf marks a place without a document.
         """
-        counts = self._counts(queries)
+        counts = self._count(queries)
         self.n_scored += counts
         first = counts.cumsum(0) - counts
         place = queries, torch.arange(len(queries), device=self.device) - first[queries]
         width = max(1, int(counts.max()))
-        scores = torch.full((len(self.met), width), -torch.inf, device=self.device)
-        rows = torch.zeros(len(self.met), width, dtype=torch.long, device=self.device)
-        step = max(1, _EVALUATED_BYTES // (4 * self.vectors.shape[1]))
+        scores = torch.full((len(self.seen), width), -torch.inf, device=self.device)
+        rows = torch.zeros(len(self.seen), width, dtype=torch.long, device=self.device)
+        step = max(1, _SCORED_BYTES // (4 * self.vectors.shape[1]))
         parts = zip(queries.split(step), docids.split(step), strict=True)
-        found = [self._score.each(take(self.vectors, ids), self._counts(own).tolist()) for own, ids in parts]
+        found = [self._score.each(take_rows(self.vectors, ids), self._count(part).tolist()) for part, ids in parts]
         scores[place] = torch.cat(found).to(self.device) if found else scores.new_empty(0)
         rows[place] = docids
         return scores, rows
 
-    def _counts(self, queries: Tensor) -> Tensor:
-        return torch.bincount(queries, minlength=len(self.met))
+    def _count(self, queries: Tensor) -> Tensor:
+        return torch.bincount(queries, minlength=len(self.seen))
 
-    def evaluate_shared(self, docids: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores documents that all queries share, (n,); as :meth:`evaluate`, and marks them as met."""
-        self.met[:, docids] = True
+    def score_shared(self, docids: Tensor) -> tuple[Tensor, Tensor]:
+        """Mark the same documents (n,) as seen by all queries and score them; returns scores and docids, (Q, n)."""
+        self.seen[:, docids] = True
         self.n_scored += len(docids)
-        return self._score(take(self.vectors, docids)).to(self.device), docids.expand(len(self.met), -1)
+        return self._score(take_rows(self.vectors, docids)).to(self.device), docids.expand(len(self.seen), -1)
 
-    def enter(self, entries: np.ndarray | Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-        """Scores documents to begin with: docids that all queries share, or an array for each query.
+    def score_entry_points(self, entry_points: np.ndarray | Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Score the first documents of a search.
+
+        Args:
+            entry_points: Docids that all queries share, or one array of docids per query.
 
         Returns:
-            As :meth:`evaluate`.
+            Scores and docids as from :meth:`score`.
         """
-        if isinstance(entries, np.ndarray):
-            return self.evaluate_shared(torch.from_numpy(np.unique(entries)).to(self.device))
-        queries = torch.from_numpy(np.repeat(np.arange(len(entries)), [len(ids) for ids in entries]))
-        docids = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *entries]))
-        return self.evaluate(*self.meet(queries.to(self.device), docids.to(self.device)))
+        if isinstance(entry_points, np.ndarray):
+            return self.score_shared(torch.from_numpy(np.unique(entry_points)).to(self.device))
+        queries = torch.from_numpy(np.repeat(np.arange(len(entry_points)), [len(ids) for ids in entry_points]))
+        docids = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *entry_points]))
+        return self.score(*self.mark_seen(queries.to(self.device), docids.to(self.device)))
 
-    def returnable(self, scores: Tensor, docids: Tensor) -> Tensor:
-        """The scores, -inf for documents that a query may not return."""
-        return scores if self.hidden is None else scores.masked_fill(self.hidden.gather(1, docids), -torch.inf)
+    def apply_filter(self, scores: Tensor, docids: Tensor) -> Tensor:
+        """Return the scores (Q, n) with -inf for documents (Q, n) that a query must not return."""
+        return scores if self.excluded is None else scores.masked_fill(self.excluded.gather(1, docids), -torch.inf)

@@ -1,4 +1,4 @@
-"""Exhaustive search: every document is evaluated."""
+"""Exhaustive search: score every document."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from .documents import Rows, as_tensor
-from .results import Results, top_k
+from .results import Results, select_top_k
 
 _CHUNK_BYTES = 64 * 2**20
-"""Vectors that are in memory at a time, in float32; the collection itself stays on disk."""
+"""Size of the vectors that are in memory at a time, as float32; the collection itself stays on disk."""
 
 
 def exhaustive_search(
@@ -24,57 +24,61 @@ def exhaustive_search(
     allowed: Sequence[np.ndarray | None] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Results:
-    """Scores every document with every query and keeps the best (the paper's exact retrieval, section 4.1).
+    """Score all documents for all queries and return the best ones (paper, section 4.1, exact retrieval).
 
     Args:
-        score: gives the scores (Q, n) of a block of documents (n, D).
-        vectors: (N, D), usually a memory map; read in order, in blocks.
-        n_queries: Q.
-        k: results per query; fewer where there are not as many documents.
-        allowed: for every query the docids that may be returned, ascending, or None for all.
-        progress: called with the number of documents done.
+        score: Scores a block of documents (n, D) for Q queries, (Q, n); a :class:`~pyterrier_hypencoder.scoring.Scorer`.
+        vectors: Vectors of all documents, (N, D), usually a memory map. They are read in order, block by block.
+        n_queries: Number of queries, Q.
+        k: Number of results per query; fewer if there are not as many documents.
+        allowed: For every query the ascending docids that may be returned, or None for all documents.
+        progress: Called with the number of documents of every finished block.
 
     Returns:
-        The results.
+        The k best documents of every query.
     """
-    mask = _Allowed(allowed) if allowed is not None and any(a is not None for a in allowed) else None
-    docids = mask.candidates if mask is not None else None  # None: all
+    filters = _Filters(allowed) if allowed is not None and any(ids is not None for ids in allowed) else None
+    docids = filters.union if filters is not None else None  # None: all documents
     total = len(vectors) if docids is None else len(docids)
-    vectors = as_tensor(vectors)
-    step = max(1, _CHUNK_BYTES // (4 * vectors.shape[1]))
+    rows = as_tensor(vectors)
+    step = max(1, _CHUNK_BYTES // (4 * rows.shape[1]))
     best: tuple[Tensor, Tensor] | None = None
     for start in range(0, total, step):
         stop = min(start + step, total)
         ids = np.arange(start, stop) if docids is None else docids[start:stop]
-        scores = score(vectors[start:stop] if docids is None else vectors[torch.from_numpy(ids)])
-        if mask is not None:
-            scores = mask.hide(scores, ids)
-        found = scores, torch.from_numpy(ids).to(scores.device).expand(n_queries, -1)
-        # The best so far come first: their docids are the smaller ones, as top_k wants them among equal scores.
-        joined = found if best is None else (torch.cat([best[0], found[0]], 1), torch.cat([best[1], found[1]], 1))
-        best = top_k(*joined, k)
+        scores = score(rows[start:stop] if docids is None else rows[torch.from_numpy(ids)])  # (Q, n)
+        if filters is not None:
+            scores = filters.apply(scores, ids)
+        block = scores, torch.from_numpy(ids).to(scores.device).expand(n_queries, -1)
+        # The best documents so far come first: their docids are smaller, as select_top_k requires among equal scores.
+        joined = block if best is None else (torch.cat([best[0], block[0]], 1), torch.cat([best[1], block[1]], 1))
+        best = select_top_k(*joined, k)
         if progress is not None:
             progress(stop - start)
     if best is None:
         best = torch.empty(n_queries, 0), torch.empty(n_queries, 0, dtype=torch.long)
-    scored = torch.full((n_queries,), total)
-    return Results.of(*best, n_scored=scored, n_rounds=torch.ones_like(scored))
+    n_scored = torch.full((n_queries,), total)
+    return Results.from_tensors(*best, n_scored=n_scored, n_rounds=torch.ones_like(n_scored))
 
 
-class _Allowed:
-    """Which documents each query may return, as a search by chunks needs it."""
+class _Filters:
+    """The allowed documents of every query, applied block by block.
+
+    Args:
+        allowed: For every query the allowed docids, or None for all documents.
+    """
 
     def __init__(self, allowed: Sequence[np.ndarray | None]) -> None:
-        self._per_query = allowed
+        self._allowed = allowed
         limited = [ids for ids in allowed if ids is not None]
-        # Where every query is limited, no other document need be scored at all.
-        everyone = len(limited) == len(allowed)
-        self.candidates = np.unique(np.concatenate(limited)).astype(np.int64) if everyone else None
+        # If every query has a filter, documents that no query allows need no score.
+        all_limited = len(limited) == len(allowed)
+        self.union = np.unique(np.concatenate(limited)).astype(np.int64) if all_limited else None
 
-    def hide(self, scores: Tensor, ids: np.ndarray) -> Tensor:
-        """Sets the scores of documents that a query may not return to -inf."""
-        hidden = np.zeros(scores.shape, dtype=bool)
-        for q, allowed in enumerate(self._per_query):
-            if allowed is not None:
-                hidden[q] = ~np.isin(ids, allowed, assume_unique=True)
-        return scores.masked_fill(torch.from_numpy(hidden).to(scores.device), -torch.inf)
+    def apply(self, scores: Tensor, docids: np.ndarray) -> Tensor:
+        """Set the scores (Q, n) of documents (n,) that a query does not allow to -inf."""
+        excluded = np.zeros(scores.shape, dtype=bool)
+        for q, ids in enumerate(self._allowed):
+            if ids is not None:
+                excluded[q] = ~np.isin(docids, ids, assume_unique=True)
+        return scores.masked_fill(torch.from_numpy(excluded).to(scores.device), -torch.inf)

@@ -1,28 +1,35 @@
-"""Algorithm 1 of the paper (section 3.6): a greedy walk over the graph of nearest neighbours.
+"""Graph search: Algorithm 1 of the paper (section 3.6), a greedy search of the neighbour graph.
 
-Every round expands the best of the newly found documents by their neighbours in the graph, whatever the query. The paper and
-the released code differ in how many documents a round offers to the result; see :data:`VARIANTS`.
+The search starts from random entry points. Each round scores the candidates with the q-net, offers the best ones to the
+results, and takes the unseen neighbours of the best ``n_candidates`` as the next candidates. The graph connects each
+document with its nearest documents by L2 distance, independent of the query.
+
+:func:`reference_graph_search` follows the paper line by line, for one query. :func:`graph_search` does the same for a batch.
 """
 
 from __future__ import annotations
 
 import heapq
-import math
-import random
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .documents import Documents, Rows, Score, take
-from .results import Results, by_docid, top_k
+from ..scoring import Scorer
+from .documents import Documents, Rows, take_rows
+from .results import Results, select_top_k, sort_by_score
 
 VARIANTS = ("released", "paper")
-"""The released code offers the best max(n_candidates, k) documents of a round to the result and stops when none got in; the
-paper offers the best n_candidates and stops when the best one scores below the last result."""
+"""The two variants of Algorithm 1:
 
-SEED = 43  # the released code's
+============  ===================================  =============================================
+variant       a round offers to the results        the search stops early if
+============  ===================================  =============================================
+``released``  the best max(n_candidates, k)        no offered document entered the results
+``paper``     the best n_candidates                the best one scores below the last result
+============  ===================================  =============================================
+"""
 
 PRESETS = {
     "efficient_1": {"algorithm": "graph", "initial_candidates": 10_000, "n_candidates": 64, "max_iter": 16},
@@ -31,25 +38,11 @@ PRESETS = {
 """The paper's two settings (section 4.2), as options of the retriever."""
 
 
-def draw_entry_points(n_docs: int, number: int, seed: int = SEED) -> np.ndarray:
-    """Random documents to begin with, the same as the released code draws with its seed.
-
-    Args:
-        n_docs: documents in the collection, N.
-        number: how many; at most N.
-        seed: of the draw.
-
-    Returns:
-        docids, ascending.
-    """
-    return np.sort(np.asarray(random.Random(seed).sample(range(n_docs), min(number, n_docs)), dtype=np.int64))
-
-
 def reference_graph_search(
     score: Callable[[Tensor], Tensor],
     vectors: np.ndarray,
     neighbours: np.ndarray,
-    entries: Sequence[int],
+    entry_points: Sequence[int],
     k: int,
     *,
     n_candidates: int = 64,
@@ -57,35 +50,36 @@ def reference_graph_search(
     early_stop: bool = True,
     variant: str = "released",
 ) -> list[tuple[float, int]]:
-    """Algorithm 1 for one query, written as the paper writes it: what :func:`graph_search` must agree with.
+    """Search with one query, written like Algorithm 1 in the paper.
+
+    :func:`graph_search` must return the same documents.
 
     Args:
-        score: gives the scores (1, n) of documents (n, D).
-        vectors: (N, D).
-        neighbours: (N, g) docids.
-        entries: docids of the entry points.
-        k: results.
-        n_candidates: documents that a round expands.
-        max_iter: rounds at most.
-        early_stop: whether to stop when a round brings nothing.
-        variant: see :data:`VARIANTS`.
+        score: Scores documents (n, D) with one q-net, (1, n).
+        vectors: Vectors of all documents, (N, D).
+        neighbours: Docids of the g nearest documents of each document, (N, g).
+        entry_points: Docids of the first candidates.
+        k: Number of results.
+        n_candidates: Number of documents that a round expands (nCandidates in the paper).
+        max_iter: Maximum number of rounds (maxIter in the paper).
+        early_stop: If True, stop when a round no longer improves the results.
+        variant: See :data:`VARIANTS`.
 
     Returns:
-        (score, docid), best first.
+        Scores and docids, best first.
     """
-    candidates, seen = sorted(set(entries)), set(entries)
-    top: list[tuple[float, int]] = []  # a heap of (score, -docid), the worst first
-    for _ in range(max_iter):
+    candidates, seen = sorted(set(entry_points)), set(entry_points)  # line 1
+    top: list[tuple[float, int]] = []  # line 2; a heap of (score, -docid), the worst first
+    for _ in range(max_iter):  # line 4
         if not candidates:
             break
         scores = score(torch.from_numpy(np.array(vectors[candidates], dtype=np.float32)))[0].tolist()
-        order = sorted(zip(scores, candidates, strict=True), key=lambda pair: (-pair[0], pair[1]))
+        order = sorted(zip(scores, candidates, strict=True), key=lambda pair: (-pair[0], pair[1]))  # line 5
         offered = order[: max(n_candidates, k) if variant == "released" else n_candidates]
-        full = len(top) == k
-        if variant == "paper" and early_stop and full and offered[0][0] < top[0][0]:
+        if variant == "paper" and early_stop and len(top) == k and offered[0][0] < top[0][0]:  # lines 6 to 8
             break
         added = 0
-        for value, docid in offered:
+        for value, docid in offered:  # lines 10 to 15
             if len(top) < k:
                 heapq.heappush(top, (value, -docid))
             elif value > top[0][0]:
@@ -95,8 +89,8 @@ def reference_graph_search(
             added += 1
         if variant == "released" and early_stop and not added:
             break
-        candidates = []
-        for _, docid in order[:n_candidates]:
+        candidates = []  # line 9
+        for _, docid in order[:n_candidates]:  # lines 16 to 19
             for neighbour in neighbours[docid].tolist():
                 if neighbour not in seen:
                     seen.add(neighbour)
@@ -106,10 +100,10 @@ def reference_graph_search(
 
 
 def graph_search(
-    score: Score,
+    score: Scorer,
     vectors: Rows,
     neighbours: Rows,
-    entries: np.ndarray | Sequence[np.ndarray],
+    entry_points: np.ndarray | Sequence[np.ndarray],
     n_queries: int,
     k: int,
     *,
@@ -120,97 +114,66 @@ def graph_search(
     variant: str = "released",
     allowed: Sequence[np.ndarray | None] | None = None,
 ) -> Results:
-    """Algorithm 1 for a batch of queries, whose rounds go in lockstep.
+    """Search with a batch of queries, round by round for all of them.
 
     Args:
-        score: evaluates the q-nets of Q queries.
-        vectors: (N, D), usually a memory map.
-        neighbours: (N, g) docids; a document may name itself, which adds nothing.
-        entries: docids of the entry points, which queries share, or an array for each query.
-        n_queries: Q.
-        k: results per query; fewer where the walk met fewer.
-        device: where scores are computed; None for the CPU.
-        n_candidates: documents that a round expands, nCandidates in the paper.
-        max_iter: rounds at most.
-        early_stop: whether a query stops when a round brings nothing.
-        variant: see :data:`VARIANTS`.
-        allowed: for every query the docids that may be returned, or None for all; the walk goes over the others too, and
-            stops where it would without.
+        score: Scorer of the q-nets of Q queries.
+        vectors: Vectors of all documents, (N, D), usually a memory map.
+        neighbours: Docids of the g nearest documents of each document, (N, g). A document may be its own neighbour.
+        entry_points: Docids of the first candidates, which all queries share, or one array of docids per query.
+        n_queries: Number of queries, Q.
+        k: Number of results per query; fewer if the search has seen fewer documents.
+        device: Device that computes the scores; None for the CPU.
+        n_candidates: Number of documents that a round expands (nCandidates in the paper).
+        max_iter: Maximum number of rounds (maxIter in the paper).
+        early_stop: If True, a query stops when a round no longer improves its results.
+        variant: See :data:`VARIANTS`.
+        allowed: For every query the docids that may be returned, or None for all documents. The search still passes
+            through the other documents, and stops when it would stop without a filter.
 
     Returns:
-        The results.
+        The k best documents found per query.
     """
     documents = Documents(score, vectors, n_queries, device or torch.device("cpu"), allowed)
-    return walk(
-        documents,
-        neighbours,
-        *documents.enter(entries),
-        k,
-        n_candidates=n_candidates,
-        max_iter=max_iter,
-        early_stop=early_stop,
-        variant=variant,
+    scores, docids = documents.score_entry_points(entry_points)
+    width = max(n_candidates, k) if variant == "released" else n_candidates
+    best = _make_empty(n_queries, k, documents.device)  # of all documents, which decide when to stop
+    returned = best  # of the allowed documents
+    active = torch.ones(n_queries, dtype=torch.bool, device=documents.device)
+    n_rounds = torch.zeros(n_queries, dtype=torch.long, device=documents.device)
+    for number in range(max_iter):
+        active &= (scores > -torch.inf).any(dim=1)
+        n_rounds += active
+        offered = select_top_k(scores, docids, width)
+        worst = best[0][:, -1]
+        best = _merge(best, offered, k)
+        if documents.excluded is not None:
+            returned = _merge(returned, select_top_k(documents.apply_filter(scores, docids), docids, width), k)
+        if early_stop:
+            active &= offered[0][:, 0] > worst if variant == "released" else offered[0][:, 0] >= worst
+        if number + 1 == max_iter or not bool(active.any()):
+            break
+        scores, docids = _expand(documents, neighbours, active, *(rows[:, :n_candidates] for rows in offered))
+    return Results.from_tensors(
+        *(best if documents.excluded is None else returned), n_scored=documents.n_scored, n_rounds=n_rounds
     )
 
 
-def walk(
-    documents: Documents,
-    neighbours: Rows,
-    scores: Tensor,
-    docids: Tensor,
-    k: int,
-    *,
-    n_candidates: int,
-    max_iter: int,
-    early_stop: bool = True,
-    variant: str = "released",
-) -> Results:
-    """The rounds of Algorithm 1 from documents that were scored; see :func:`graph_search`.
-
-    Args:
-        documents: the collection, in which those documents have been met.
-        neighbours: (N, g).
-        scores: (Q, n), of the candidates of the first round; -inf where there is none.
-        docids: (Q, n), ascending among equal scores.
-        k: results per query.
-        n_candidates: see :func:`graph_search`.
-        max_iter: see :func:`graph_search`.
-        early_stop: see :func:`graph_search`.
-        variant: see :data:`VARIANTS`.
-    """
-    n_queries, device = len(scores), documents.device
-    best = torch.full((n_queries, k), -torch.inf, device=device), torch.zeros(n_queries, k, dtype=torch.long, device=device)
-    returned = best  # of those that may be; the walk itself goes by all
-    walking = torch.ones(n_queries, dtype=torch.bool, device=device)
-    n_rounds = torch.zeros(n_queries, dtype=torch.long, device=device)
-    for remaining in reversed(range(max_iter)):
-        walking &= (scores > -torch.inf).any(dim=1)
-        n_rounds += walking
-        width = max(n_candidates, k) if variant == "released" else n_candidates
-        ranked, ranked_ids = top_k(scores, docids, width)
-        worst = best[0][:, -1]
-        best = _merge_best(best, (ranked, ranked_ids), k)
-        if documents.hidden is not None:
-            returned = _merge_best(returned, top_k(documents.returnable(scores, docids), docids, width), k)
-        if early_stop:
-            walking &= ranked[:, 0] > worst if variant == "released" else ranked[:, 0] >= worst
-        if not remaining or not bool(walking.any()):
-            break
-        found = (ranked[:, :n_candidates] > -torch.inf) & walking.unsqueeze(1)
-        queries = found.nonzero()[:, 0]
-        reached = take(neighbours, ranked_ids[:, :n_candidates][found]).to(device, torch.long)
-        new = documents.meet(queries.repeat_interleave(reached.shape[1]), reached.flatten())
-        scores, docids = documents.evaluate(*new)
-    return Results.of(*(best if documents.hidden is None else returned), n_scored=documents.n_scored, n_rounds=n_rounds)
+def _make_empty(n_queries: int, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return scores and docids (Q, k) without documents."""
+    docids = torch.zeros(n_queries, k, dtype=torch.long, device=device)
+    return torch.full(docids.shape, -torch.inf, device=device), docids
 
 
-def _merge_best(best: tuple[Tensor, Tensor], offered: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
-    """The k best of scores and docids, of which those that are in already stay among equal scores."""
-    return by_docid(*top_k(torch.cat([best[0], offered[0]], 1), torch.cat([best[1], offered[1]], 1), k))
+def _expand(documents: Documents, neighbours: Rows, active: Tensor, scores: Tensor, docids: Tensor) -> tuple[Tensor, Tensor]:
+    """Score the unseen neighbours of documents (Q, n) of the active queries (Q,)."""
+    real = (scores > -torch.inf) & active.unsqueeze(1)
+    found = take_rows(neighbours, docids[real]).to(documents.device, torch.long)  # (M, g)
+    queries = real.nonzero()[:, 0].repeat_interleave(found.shape[1])
+    return documents.score(*documents.mark_seen(queries, found.flatten()))
 
 
-def count_entry_points(initial_candidates: float, n_docs: int) -> int:
-    """The number of entry points that ``initial_candidates`` asks for: a count, or a fraction of the collection."""
-    if isinstance(initial_candidates, float | np.floating):
-        return min(math.ceil(initial_candidates * n_docs), n_docs)
-    return min(int(initial_candidates), n_docs)
+def _merge(best: tuple[Tensor, Tensor], offered: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
+    """Return the k best documents of two sets; among equal scores, those that are already in the results stay."""
+    scores, docids = torch.cat([best[0], offered[0]], 1), torch.cat([best[1], offered[1]], 1)
+    return sort_by_score(*select_top_k(scores, docids, k))

@@ -1,4 +1,4 @@
-"""What a search gives, and the top-k that all of them use."""
+"""The results of a search, and the top-k selection that all searches share."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Results:
-    """The best documents of Q queries, best first; equal scores by docid.
+    """The best documents of Q queries, best first, with equal scores ordered by docid.
 
-    Args:
-        docids: for every query its docids, int64.
-        scores: for every query the scores, float32.
-        stats: what the search cost, by name, a value a query: ``n_scored`` (documents evaluated), ``n_rounds``, and what
-            else a search has to say.
+    Attributes:
+        docids: One int64 array of docids per query.
+        scores: One float32 array of scores per query.
+        stats: Statistics by name, each with one value per query. All searches give ``n_scored`` (number of documents
+            scored) and ``n_rounds``.
     """
 
     docids: list[np.ndarray]
@@ -26,8 +26,14 @@ class Results:
     stats: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, scores: Tensor, docids: Tensor, **stats: Tensor) -> Results:
-        """Results from rows (Q, K), best first, in which a score of -inf stands for no document."""
+    def from_tensors(cls, scores: Tensor, docids: Tensor, **stats: Tensor) -> Results:
+        """Build results from tensors whose rows are sorted already.
+
+        Args:
+            scores: (Q, K), best first; -inf marks a place without a document.
+            docids: (Q, K).
+            **stats: Statistics by name, each (Q,).
+        """
         values, ids = scores.float().cpu().numpy(), docids.cpu().numpy()
         kept = values > -np.inf
         return cls(
@@ -36,8 +42,8 @@ class Results:
             {name: values.cpu().numpy().copy() for name, values in stats.items()},
         )
 
-    def then(self, others: Results) -> Results:
-        """These and the results of further queries; a statistic that only some have is NaN for the others."""
+    def concat(self, others: Results) -> Results:
+        """Append the results of more queries. Missing statistics become NaN."""
         stats = {}
         for name in [*self.stats, *(name for name in others.stats if name not in self.stats)]:
             parts = [part.stats.get(name, np.full(len(part.docids), np.nan)) for part in (self, others) if part.docids]
@@ -45,12 +51,17 @@ class Results:
         return Results(self.docids + others.docids, self.scores + others.scores, stats)
 
     def select(self, queries: Sequence[int]) -> Results:
-        """The results of some queries."""
+        """Return the results of some queries, in the given order."""
         stats = {name: values[queries] for name, values in self.stats.items()}
         return Results([self.docids[q] for q in queries], [self.scores[q] for q in queries], stats)
 
-    def extended(self, queries: Sequence[int], others: Results) -> Results:
-        """The same with the results of some queries taken from a search that went on; what that cost is added."""
+    def replace(self, queries: Sequence[int], others: Results) -> Results:
+        """Replace the results of some queries by those of a second search, and add up the costs of both.
+
+        Args:
+            queries: The queries that were searched again.
+            others: Their new results, one per entry of ``queries``.
+        """
         docids, scores = list(self.docids), list(self.scores)
         stats = {name: values.copy() for name, values in self.stats.items()}
         for place, q in enumerate(queries):
@@ -60,20 +71,22 @@ class Results:
         return Results(docids, scores, stats)
 
 
-def by_docid(scores: Tensor, docids: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (Q, N) best first, equal scores by docid."""
+def sort_by_score(scores: Tensor, docids: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort rows (Q, N) by descending score, and equal scores by docid."""
     order = docids.sort(dim=1, stable=True).indices
     order = order.gather(1, scores.gather(1, order).sort(dim=1, descending=True, stable=True).indices)
     return scores.gather(1, order), docids.gather(1, order)
 
 
-def top_k(scores: Tensor, docids: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best of each row, best first, equal scores by docid, so that results do not depend on how work is split.
+def select_top_k(scores: Tensor, docids: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k best documents of each row, best first, with equal scores ordered by docid.
+
+    The fixed order of equal scores makes the results independent of batch and chunk sizes.
 
     Args:
         scores: (Q, N).
         docids: (Q, N), ascending among equal scores of a row.
-        k: results wanted; fewer where there are not as many.
+        k: Number of documents per row.
 
     Returns:
         Scores and docids, (Q, min(k, N)).
@@ -82,7 +95,7 @@ def top_k(scores: Tensor, docids: Tensor, k: int) -> tuple[Tensor, Tensor]:
     best = scores.topk(k, dim=1)
     last = best.values[:, -1:]
     if k and bool((((scores >= last).sum(dim=1, keepdim=True) > k) & (last > -torch.inf)).any()):
-        # More documents have the last score than fit, and topk is free to take any of them: decide by sorting.
+        # More documents share the last score than fit, and topk may take any of them. A stable sort takes the first ones.
         order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
     else:
         order = best.indices.sort(dim=1).values

@@ -1,269 +1,221 @@
-"""Surrogate search: a linear function of the vector, fitted to the scores seen so far, says what to evaluate next.
+"""Surrogate search: linear approximations of the q-nets choose which documents to score (not in the paper).
 
-Not in the paper. A round fits the function by weighted ridge regression to the ranks of all documents evaluated, takes the
-documents that it likes best and that were not evaluated yet (maximum inner product over the collection), and evaluates
-them. The **yield** of a round is the share of its documents in the best :data:`TOP` so far: the search ends when it is small,
-and where it stays large the q-net is too far from linear for this search. A small yield says that what was found is what the
-fits can find: where the best documents lie in several places, one that no document evaluated was near is not noticed, which
-more seeds make less likely.
+The search scores some random documents first, then works in rounds. Each round
 
-A query vector that the encoder gives is the first round's function. Where it ranks the documents as the q-net does, the seeds,
-which are any documents, as well as the best ones, that round is the last.
+1. fits a linear function to the ranks of all documents scored so far (:mod:`~pyterrier_hypencoder.search.fit`),
+2. finds the unseen documents with the largest values of that function (:mod:`~pyterrier_hypencoder.search.scan`),
+3. scores them with the q-net.
 
-Where one linear function is not enough after two rounds, as for a need that is one of several things, each round fits
-several, each to the neighbourhood of some of the best documents.
+The **yield** of a round is the share of the best :data:`N_BEST` documents so far that the round has found. It decides
+about the next step of the query:
+
+==================================================  ===================================================
+Condition                                           Next step
+==================================================  ===================================================
+yield below :data:`CONVERGED_BELOW`                 stop
+yield above :data:`FALLBACK_ABOVE` from round 4 on  exhaustive search, because the q-net is too far
+                                                    from linear
+otherwise                                           another round, up to ``max_rounds``
+==================================================  ===================================================
+
+Q-nets with an inner-product skip have a query vector, which is the linear function of the first round. The search stops
+after that round if the query vector already ranks the documents like the q-net does. From the third round on, several
+functions are fitted, each to the neighbourhood of some of the best documents.
+
+The yield only sees documents that were scored. A separate cluster of relevant documents can be missed. More entry points
+make this less likely.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .documents import Documents, Rows, Score, as_tensor, take
+from ..scoring import Scorer
+from .documents import Documents, Rows, take_rows
 from .exhaustive import exhaustive_search
-from .graph import walk
-from .results import Results, by_docid
+from .fit import correlate_ranks, fit_linear, fit_parts
+from .results import Results, sort_by_score
+from .scan import Scan, make_exact_scan
 
 logger = logging.getLogger(__name__)
 
-TOP = 100
-SETTLED = 0.02
-"""The yield below which the best documents are taken to be found."""
-FAILED = 0.05
-"""The yield above which, from round :data:`GUARDED` on, a q-net is taken to be too far from linear."""
-GUARDED = 4
-"""The round from which on q-nets are given up."""
-AGREED = 0.97
-"""The correlation of ranks over the seeds from which on a query vector is taken to stand for its q-net."""
-_WHOLE_ROUNDS = 2  # with one function for all documents
-_SEEDS = 1024
-_PARTS = 4  # functions of each later round
-_SHARPNESS = 20.0  # of the neighbourhoods, by cosine
-_PRODUCTS = 2**25  # inner products in memory at a time
-_SCANNED_BYTES = 2**30  # vectors on the device at a time, where they lie elsewhere
-_BLOCK_BYTES = 4 * 2**20  # vectors converted to float32 at a time, which stay in the cache
-
-
-class Scan(Protocol):
-    """Maximum inner product over the collection."""
-
-    def __call__(self, queries: Tensor, k: int, met: Tensor) -> tuple[Tensor, Tensor]:
-        """The best documents of linear functions.
-
-        Args:
-            queries: (Q, D).
-            k: documents per query.
-            met: (Q, N), documents that are left out.
-
-        Returns:
-            Inner products (-inf where there was no other document) and docids, (Q, k).
-        """
-        ...
-
-
-def make_exact_scan(vectors: Rows) -> Scan:
-    """A scan that is a matrix product over all vectors (N, D), in the precision in which they are stored or a better one."""
-    rows = as_tensor(vectors)
-
-    def scan(queries: Tensor, k: int, met: Tensor) -> tuple[Tensor, Tensor]:
-        step = max(1, min(_PRODUCTS // len(queries), _SCANNED_BYTES // rows[:1].nbytes))
-        parts: list[tuple[Tensor, Tensor]] = []
-        for start in range(0, len(rows), step):
-            products = _products(queries, rows[start : start + step].to(queries.device))
-            products.masked_fill_(met[:, start : start + step], -torch.inf)
-            values, places = products.topk(min(k, products.shape[1]), dim=1, sorted=False)
-            parts.append((values, places + start))
-        values, docids = (torch.cat(found, dim=1) for found in zip(*parts, strict=True))
-        best = values.topk(min(k, values.shape[1]), dim=1, sorted=False)
-        return best.values, docids.gather(1, best.indices)
-
-    return scan
-
-
-def _products(queries: Tensor, rows: Tensor) -> Tensor:
-    """Inner products (Q, n), float32."""
-    if rows.device.type != "cpu" or (len(queries) == 1 and rows.dtype == torch.float16):
-        # One query is bound by memory: its product in half precision reads half as much and converts nothing.
-        scale = queries.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
-        return (rows @ (queries / scale).to(rows.dtype).T).T.float() * scale
-    products = torch.empty(len(queries), len(rows))
-    step = max(1, _BLOCK_BYTES // (4 * rows.shape[1]))
-    for start in range(0, len(rows), step):
-        torch.mm(queries, rows[start : start + step].float().T, out=products[:, start : start + step])
-    return products
+N_BEST = 100
+"""Number of best documents that the yield looks at."""
+CONVERGED_BELOW = 0.02
+"""Yield below which the best documents count as found."""
+FALLBACK_ABOVE = 0.05
+"""Yield above which a q-net counts as too far from linear, from round :data:`FALLBACK_FROM_ROUND` on."""
+FALLBACK_FROM_ROUND = 4
+"""First round in which q-nets can count as too far from linear."""
+TRUST_FROM_CORRELATION = 0.97
+"""Rank correlation on the entry points from which on a query vector can end the search after the first round."""
+_ROUNDS_WITH_ONE_FUNCTION = 2
 
 
 @torch.inference_mode()
 def surrogate_search(
-    score: Score,
+    score: Scorer,
     vectors: Rows,
-    seeds: np.ndarray | Sequence[np.ndarray],
+    entry_points: np.ndarray | Sequence[np.ndarray],
     n_queries: int,
     k: int,
     *,
     scan: Scan | None = None,
     device: torch.device | None = None,
-    start: Tensor | None = None,
+    query_vectors: Tensor | None = None,
     max_rounds: int = 8,
     n_per_round: int = 500,
     ridge: float = 0.05,
-    fallback: str = "exhaustive",
-    polish: bool = False,
-    neighbours: Rows | None = None,
-    n_candidates: int = 64,
-    max_iter: int = 16,
     allowed: Sequence[np.ndarray | None] | None = None,
 ) -> Results:
-    """Surrogate search for a batch of queries, which share each scan.
+    """Search with a batch of queries, which share each scan of the collection.
+
+    A q-net that is too far from linear is searched exhaustively. A warning with the number of these queries is logged.
 
     Args:
-        score: evaluates the q-nets of Q queries.
-        vectors: (N, D), usually a memory map.
-        seeds: docids that are evaluated first, which queries share, or an array for each query.
-        n_queries: Q.
-        k: results per query. Where that is more than :data:`TOP`, a last round evaluates k documents more.
-        scan: finds what a linear function likes best; None for the exact one.
-        device: where scores are computed; None for the CPU.
-        start: (Q, D), the first round's linear functions, where something better than a fit to the seeds is known. Of up to
-            :data:`TOP` results no more is evaluated where these turn out to be as good as the q-nets (:meth:`_Pool.trust`).
-        max_rounds: at most, until the yield falls below :data:`SETTLED`; fewer than :data:`GUARDED` leave the guard out.
-        n_per_round: documents that a round evaluates.
-        ridge: see :func:`fit`.
-        fallback: what follows where the yield is above :data:`FAILED` in round :data:`GUARDED` or later: ``exhaustive``
-            search, or a walk over the ``graph`` from the best documents found.
-        polish: whether other queries end with such a walk.
-        neighbours: (N, g), for walks.
-        n_candidates: of that walk; see :func:`pyterrier_hypencoder.search.graph.graph_search`.
-        max_iter: of that walk.
-        allowed: for every query the docids that may be returned, or None for all; rounds take no others.
+        score: Scorer of the q-nets of Q queries.
+        vectors: Vectors of all documents, (N, D), usually a memory map.
+        entry_points: Docids to score first, which all queries share, or one array of docids per query.
+        n_queries: Number of queries, Q.
+        k: Number of results per query. If k is larger than :data:`N_BEST`, a last round scores k more documents.
+        scan: Finds the documents with the largest values of a linear function; None for the exact scan.
+        device: Device that computes the scores; None for the CPU.
+        query_vectors: Linear functions of the first round, (Q, D); None to fit them to the entry points.
+        max_rounds: Maximum number of rounds. With fewer than :data:`FALLBACK_FROM_ROUND` rounds, no q-net counts as too
+            far from linear.
+        n_per_round: Number of documents that a round scores per query.
+        ridge: Strength of the regularisation; see :func:`~pyterrier_hypencoder.search.fit.fit_linear`.
+        allowed: For every query the docids that may be returned, or None for all documents. Rounds score no others.
 
     Returns:
-        The results, with ``last_yield`` and ``fell_back`` (whether the query went on in another way) among the statistics.
+        The k best documents found per query. The statistics contain ``last_yield`` and ``fell_back``, which is True if
+        the query was searched exhaustively.
     """
-    device = device or torch.device("cpu")
-    documents = Documents(score, vectors, n_queries, device, allowed)
-    pool = _Pool(documents, make_exact_scan(vectors) if scan is None else scan, seeds, ridge)
-    for number in range(max_rounds):
-        going = (~pool.failed & (pool.last_yield >= SETTLED)).nonzero()[:, 0]
-        if not len(going):
-            break
-        if start is not None and number == 0:
-            functions = [start.to(device)]
-        else:
-            functions = pool.fit(going, parts=number >= _WHOLE_ROUNDS)
-        pool.grow(going, functions, n_per_round)
-        if start is not None and number == 0 and k <= TOP:
-            pool.trust(functions[0], n_per_round // 2)
-        if number + 1 >= GUARDED:
-            pool.failed |= pool.last_yield > FAILED
-    if k > TOP:  # whose best documents have settled
-        pool.finish(k)
-    results = pool.results(k)
+    documents = Documents(score, vectors, n_queries, device or torch.device("cpu"), allowed)
+    first = documents.score_entry_points(entry_points)
+    pool = _Pool(documents, *first, make_exact_scan(vectors) if scan is None else scan, ridge)
+    _run_rounds(pool, query_vectors, k, max_rounds, n_per_round)
+    results = pool.make_results(k)
     failed = pool.failed.nonzero()[:, 0].tolist()
-    if failed:
-        logger.info("surrogate search: %d of %d q-nets are too far from linear for it", len(failed), n_queries)
-    if failed and fallback == "exhaustive":
-        limits = None if allowed is None else [allowed[q] for q in failed]
-        results = results.extended(failed, exhaustive_search(score.select(failed), vectors, len(failed), k, allowed=limits))
-    walking = (pool.failed & (fallback == "graph")) | (~pool.failed & polish)
-    if bool(walking.any()):
-        if neighbours is None:
-            raise ValueError("polish, fallback='graph': expected the neighbours of documents, found none")
-        documents.n_scored.zero_()  # of the walk alone, as that of any other search
-        begin = pool.scores.masked_fill(~walking.unsqueeze(1), -torch.inf), pool.docids
-        walked = walk(documents, neighbours, *by_docid(*begin), k, n_candidates=n_candidates, max_iter=max_iter)
-        queries = walking.nonzero()[:, 0].tolist()
-        results = results.extended(queries, walked.select(queries))
-    return results
+    if not failed:
+        return results
+    logger.warning(
+        "surrogate search: %d of %d q-nets are too far from linear, so they score all documents", len(failed), n_queries
+    )
+    filters = None if allowed is None else [allowed[q] for q in failed]
+    exact = exhaustive_search(score.select(failed), vectors, len(failed), k, allowed=filters)
+    return results.replace(failed, exact)
 
 
-def default_n_initial(vec_size: int, *, started: bool) -> int:
-    """Documents to begin with, enough for a fit and for needs of several kinds; fewer where the first round needs no fit."""
-    return _SEEDS // 4 if started else max(_SEEDS, 2 * vec_size)
+def _run_rounds(pool: _Pool, query_vectors: Tensor | None, k: int, max_rounds: int, n_per_round: int) -> None:
+    """Run the rounds of all queries until each one has converged or failed."""
+    for number in range(max_rounds):
+        active = (~pool.failed & (pool.last_yield >= CONVERGED_BELOW)).nonzero()[:, 0]
+        if not len(active):
+            break
+        if query_vectors is not None and number == 0:
+            functions = [query_vectors.to(pool.device)]
+        else:
+            functions = pool.fit(active, parts=number >= _ROUNDS_WITH_ONE_FUNCTION)
+        pool.run_round(active, functions, n_per_round)
+        if query_vectors is not None and number == 0 and k <= N_BEST:
+            pool.check_query_vectors(functions[0], n_per_round // 2)
+        if number + 1 >= FALLBACK_FROM_ROUND:
+            pool.failed |= pool.last_yield > FALLBACK_ABOVE
+    if k > N_BEST:  # the yield says nothing about the documents after the first 100
+        pool.fill_results(k)
 
 
 class _Pool:
-    """The documents evaluated so far: scores (Q, n), -inf where a query has fewer, and docids (Q, n)."""
+    """The documents scored so far, for every query.
 
-    def __init__(self, documents: Documents, scan: Scan, seeds: np.ndarray | Sequence[np.ndarray], ridge: float) -> None:
+    Args:
+        documents: The collection.
+        scores: Scores of the entry points, (Q, n).
+        docids: Docids of the entry points, (Q, n).
+        scan: Finds the documents with the largest values of a linear function.
+        ridge: Strength of the regularisation of the fits.
+
+    Attributes:
+        scores: (Q, n); -inf marks a place without a document.
+        docids: (Q, n).
+        last_yield: (Q,), the yield of the last round.
+        n_rounds: (Q,), number of rounds that found new documents, the entry points included.
+        failed: (Q,), True for q-nets that are too far from linear.
+    """
+
+    def __init__(self, documents: Documents, scores: Tensor, docids: Tensor, scan: Scan, ridge: float) -> None:
         self.documents = documents
-        self.scan = scan
-        self.ridge = ridge
-        self.scores, self.docids = documents.enter(seeds)
-        self.n_initial = self.scores.shape[1]
-        self.last_yield = torch.ones(len(self.scores), device=documents.device)
-        self.n_rounds = torch.ones(len(self.scores), dtype=torch.long, device=documents.device)
-        self.failed = torch.zeros(len(self.scores), dtype=torch.bool, device=documents.device)
+        self.device = documents.device
+        self.scores, self.docids = scores, docids
+        self.last_yield = torch.ones(len(scores), device=self.device)
+        self.n_rounds = torch.ones(len(scores), dtype=torch.long, device=self.device)
+        self.failed = torch.zeros(len(scores), dtype=torch.bool, device=self.device)
+        self._n_initial = scores.shape[1]
+        self._scan = scan
+        self._ridge = ridge
+
+    def add(self, scores: Tensor, docids: Tensor) -> None:
+        """Add scored documents, (Q, n)."""
+        self.scores, self.docids = torch.cat([self.scores, scores], 1), torch.cat([self.docids, docids], 1)
 
     def fit(self, queries: Tensor, *, parts: bool) -> list[Tensor]:
-        """The linear functions of some queries: one for all documents, or one for each of a few parts; each (q, D)."""
-        vectors, scores = self._vectors(queries), self.scores[queries]
-        return _fit_parts(vectors, scores, self.ridge) if parts else [fit(vectors, scores, self.ridge)]
+        """Fit the linear functions of some queries (q,): one, or several if ``parts`` is True; each (q, D)."""
+        vectors, scores = self._take_vectors(queries), self.scores[queries]
+        return fit_parts(vectors, scores, self._ridge) if parts else [fit_linear(vectors, scores, self._ridge)]
 
-    def grow(self, queries: Tensor, functions: Sequence[Tensor], number: int) -> None:
-        """A round of some queries: evaluates what their functions like best of what they have not met.
-
-        Args:
-            queries: (q,).
-            functions: each (q, D).
-            number: documents per query.
-        """
-        scores, docids = self._evaluate(queries, functions, number)
-        self.last_yield[queries] = self._measure_yield(scores, docids)[queries]
-        self._add(scores, docids)
-
-    def trust(self, functions: Tensor, number: int) -> None:
-        """Ends the search of queries for which the functions of the first round turn out to rank as the q-nets do.
-
-        Where they rank the seeds alike, the yield is the share of the best documents that is not among those that the
-        function likes best, fewer than the round has evaluated: what the seeds and what it likes next have brought.
+    def run_round(self, queries: Tensor, functions: Sequence[Tensor], number: int) -> None:
+        """Score the unseen documents that the linear functions rank first, and measure the yield.
 
         Args:
-            functions: (Q, D).
-            number: documents that it likes best.
+            queries: The queries that take part, (q,).
+            functions: Their linear functions, each (q, D).
+            number: Number of documents per query.
         """
-        queries = torch.arange(len(functions), device=functions.device)
-        products = torch.einsum("qnd,qd->qn", self._vectors(queries), functions)
-        alike = _rank_correlation(self.scores[:, : self.n_initial], products[:, : self.n_initial]) >= AGREED
-        scores = self.documents.returnable(self.scores, self.docids)
+        scores, docids = self._score_best(queries, functions, number)
+        before = self.documents.apply_filter(self.scores, self.docids)
+        joined = torch.cat([before, self.documents.apply_filter(scores, docids)], dim=1)
+        new = torch.arange(joined.shape[1], device=self.device) >= before.shape[1]
+        self.last_yield[queries] = _share_of_best(joined, new.expand_as(joined))[queries]
+        self.add(scores, docids)
+
+    def check_query_vectors(self, functions: Tensor, number: int) -> None:
+        """Lower the yield of queries whose query vector ranks the documents like the q-net does.
+
+        If both rank the entry points alike, the yield becomes the share of the best documents that are not among the
+        first ``number`` documents of the query vector. That is fewer than the round has scored, so the rest of the
+        round and the entry points are the test set.
+
+        Args:
+            functions: The query vectors, (Q, D).
+            number: Number of first documents of the query vector.
+        """
+        queries = torch.arange(len(functions), device=self.device)
+        products = torch.einsum("qnd,qd->qn", self._take_vectors(queries), functions)
+        n_initial = self._n_initial
+        alike = correlate_ranks(self.scores[:, :n_initial], products[:, :n_initial]) >= TRUST_FROM_CORRELATION
+        scores = self.documents.apply_filter(self.scores, self.docids)
         products = products.masked_fill(scores == -torch.inf, -torch.inf)
         last = products.topk(min(number, products.shape[1]), dim=1).values[:, -1:]
         self.last_yield = torch.where(alike, _share_of_best(scores, products < last), self.last_yield)
 
-    def finish(self, number: int) -> None:
-        """The last round of the queries that have not failed, which fills their results."""
-        spread = self.n_rounds > 1 + _WHOLE_ROUNDS
-        groups = [((~self.failed & (spread == parts)).nonzero()[:, 0], parts) for parts in (False, True)]
+    def fill_results(self, number: int) -> None:
+        """Score ``number`` more documents of every query that has not failed."""
+        used_parts = self.n_rounds > 1 + _ROUNDS_WITH_ONE_FUNCTION
+        groups = [((~self.failed & (used_parts == parts)).nonzero()[:, 0], parts) for parts in (False, True)]
         functions = [(queries, self.fit(queries, parts=parts)) for queries, parts in groups if len(queries)]
-        for queries, liked in functions:
-            self._add(*self._evaluate(queries, liked, number))
+        for queries, fitted in functions:
+            self.add(*self._score_best(queries, fitted, number))
 
-    def _evaluate(self, queries: Tensor, functions: Sequence[Tensor], number: int) -> tuple[Tensor, Tensor]:
-        documents, found = self.documents, []
-        for function in functions:
-            met = documents.met if documents.hidden is None else documents.met | documents.hidden
-            met = met if len(queries) == len(met) else met[queries]
-            values, docids = self.scan(function, -(-number // len(functions)), met)
-            new = values > -torch.inf
-            found.append(documents.meet(queries.unsqueeze(1).expand_as(docids)[new], docids[new]))
-        owners, docids = (torch.cat(part) for part in zip(*found, strict=True))
-        order = (owners * len(documents) + docids).argsort()
-        self.n_rounds += torch.bincount(owners, minlength=len(self.n_rounds)) > 0
-        return documents.evaluate(owners[order], docids[order])
-
-    def _add(self, scores: Tensor, docids: Tensor) -> None:
-        self.scores, self.docids = torch.cat([self.scores, scores], 1), torch.cat([self.docids, docids], 1)
-
-    def results(self, k: int) -> Results:
-        """The best documents of all that were evaluated."""
-        scores, docids = by_docid(self.documents.returnable(self.scores, self.docids), self.docids)
-        return Results.of(
+    def make_results(self, k: int) -> Results:
+        """Return the k best documents per query."""
+        scores, docids = sort_by_score(self.documents.apply_filter(self.scores, self.docids), self.docids)
+        return Results.from_tensors(
             scores[:, :k],
             docids[:, :k],
             n_scored=self.documents.n_scored,
@@ -272,81 +224,25 @@ class _Pool:
             fell_back=self.failed,
         )
 
-    def _measure_yield(self, scores: Tensor, docids: Tensor) -> Tensor:
-        """The share of a round's documents in the best ones so far, (Q,)."""
-        before = self.documents.returnable(self.scores, self.docids)
-        joined = torch.cat([before, self.documents.returnable(scores, docids)], dim=1)
-        new = torch.arange(joined.shape[1], device=joined.device) >= before.shape[1]
-        return _share_of_best(joined, new.expand_as(joined))
+    def _score_best(self, queries: Tensor, functions: Sequence[Tensor], number: int) -> tuple[Tensor, Tensor]:
+        documents, found = self.documents, []
+        for function in functions:
+            unwanted = documents.seen if documents.excluded is None else documents.seen | documents.excluded
+            unwanted = unwanted if len(queries) == len(unwanted) else unwanted[queries]
+            values, docids = self._scan(function, -(-number // len(functions)), unwanted)
+            real = values > -torch.inf
+            found.append(documents.mark_seen(queries.unsqueeze(1).expand_as(docids)[real], docids[real]))
+        owners, docids = (torch.cat(part) for part in zip(*found, strict=True))
+        order = (owners * len(documents) + docids).argsort()
+        self.n_rounds += torch.bincount(owners, minlength=len(self.n_rounds)) > 0
+        return documents.score(owners[order], docids[order])
 
-    def _vectors(self, queries: Tensor) -> Tensor:
-        return take(self.documents.vectors, self.docids[queries]).to(self.documents.device, torch.float32)
+    def _take_vectors(self, queries: Tensor) -> Tensor:
+        return take_rows(self.documents.vectors, self.docids[queries]).to(self.device, torch.float32)
 
 
 def _share_of_best(scores: Tensor, marked: Tensor) -> Tensor:
-    """How much (Q,) of the best :data:`TOP` of scores (Q, n) is marked (Q, n)."""
-    best = scores.topk(min(TOP, scores.shape[1]), dim=1)
+    """Return the share of the best documents by scores (Q, n) that is marked (Q, n), as (Q,)."""
+    best = scores.topk(min(N_BEST, scores.shape[1]), dim=1)
     real = best.values > -torch.inf
     return (marked.gather(1, best.indices) & real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
-
-
-def _rank_correlation(scores: Tensor, others: Tensor) -> Tensor:
-    """Spearman's correlation (Q,) of scores (Q, n), where there is one, with others."""
-    real = scores > -torch.inf
-    mean = (real.sum(dim=1, keepdim=True) - 1) / 2
-    ranks, other_ranks = ((_ranks(part.masked_fill(~real, -torch.inf)) - mean) * real for part in (scores, others))
-    return F.cosine_similarity(ranks, other_ranks, dim=1)
-
-
-def _ranks(scores: Tensor) -> Tensor:
-    """The place (Q, n) of every score in its row (Q, n), from 0 for the best."""
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    return torch.empty_like(order).scatter_(1, order, torch.arange(scores.shape[1], device=scores.device).expand_as(order))
-
-
-def _fit_parts(vectors: Tensor, scores: Tensor, ridge: float) -> list[Tensor]:
-    """A linear function for the neighbourhood of each of a few of the best documents, far from one another."""
-    directions = F.normalize(vectors, dim=-1)
-    best = scores.topk(min(TOP, scores.shape[1]), dim=1).indices
-    leaders = directions.gather(1, best.unsqueeze(-1).expand(-1, -1, vectors.shape[-1]))  # (Q, TOP, D)
-    centres = leaders[:, :1]
-    for _ in range(_PARTS - 1):
-        farthest = (leaders @ centres.transpose(1, 2)).amax(dim=2).argmin(dim=1)
-        centres = torch.cat([centres, leaders[torch.arange(len(leaders)), farthest].unsqueeze(1)], dim=1)
-    for _ in range(3):  # k-means
-        nearest = F.one_hot((leaders @ centres.transpose(1, 2)).argmax(dim=2), _PARTS).to(leaders.dtype)
-        centres = F.normalize(nearest.transpose(1, 2) @ leaders + 1e-6 * centres, dim=-1)
-    share = (_SHARPNESS * directions @ centres.transpose(1, 2)).softmax(dim=2)
-    return [fit(vectors, scores, ridge, share[:, :, part]) for part in range(_PARTS)]
-
-
-def fit(vectors: Tensor, scores: Tensor, ridge: float, emphasis: Tensor | None = None) -> Tensor:
-    """The linear functions of the vectors that rank best as the scores do.
-
-    Least squares over normal scores of the ranks, which any monotone bend of the q-net leaves as they are, with weights that
-    fall with the rank.
-
-    Args:
-        vectors: (Q, n, D), of the documents evaluated.
-        scores: (Q, n); -inf where there is none.
-        ridge: as a part of the mean variance of a dimension.
-        emphasis: (Q, n), factors of the weights.
-
-    Returns:
-        (Q, D).
-    """
-    real = scores > -torch.inf
-    counts = real.sum(dim=1, keepdim=True).clamp(min=1)
-    ranks = _ranks(scores)
-    target = -torch.special.ndtri(((ranks + 0.5) / counts).clamp(max=1 - 1e-6))
-    weight = torch.exp(-4 * ranks / counts) * real
-    weight = weight if emphasis is None else weight * emphasis
-    weight = weight / weight.sum(dim=1, keepdim=True).clamp(min=1e-12)
-    target = (target - (weight * target).sum(dim=1, keepdim=True)).masked_fill(~real, 0.0)
-    centre = torch.einsum("qn,qnd->qd", weight, vectors).unsqueeze(1)
-    rows = (vectors - centre) * weight.sqrt().unsqueeze(-1)
-    gram = rows.transpose(1, 2) @ rows
-    moment = torch.einsum("qnd,qn->qd", rows, weight.sqrt() * target)
-    variance = gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp(min=1e-12)
-    gram.diagonal(dim1=1, dim2=2).add_(ridge * variance.unsqueeze(1))
-    return torch.cholesky_solve(moment.unsqueeze(-1), torch.linalg.cholesky(gram)).squeeze(-1)
