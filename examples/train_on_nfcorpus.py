@@ -1,7 +1,8 @@
-"""Trains a bi-encoder and a Hypencoder from MiniLM on NFCorpus, alike, and compares them on its test topics.
+"""Train a bi-encoder and a Hypencoder on NFCorpus and compare them on its test topics.
 
-Both have the same data, steps and selection (nDCG@10 on the dev topics). MiniLM itself stays as it is: both learn a linear map
-of its query vectors, and the Hypencoder a small network beside the inner product. Each is trained with several seeds.
+Both start from MiniLM and use the same data, steps and selection of the checkpoint (nDCG@10 on the dev topics). MiniLM itself
+stays frozen. Both models learn a linear map of its query vectors. The Hypencoder also learns a small network that is added
+to the inner product. Each model is trained with several seeds.
 
 Example::
 
@@ -16,80 +17,88 @@ from typing import Any
 
 import pandas as pd
 from pyterrier.measures import RR, R, nDCG
-from shared import adapt_minilm as adapt
-from shared.collections import open_collection
+from shared.adapt_minilm import KINDS, Recipe, load_model, train_model
+from shared.datasets import open_collection
+from shared.evaluation import compare_models, format_table, summarize_seeds
+from shared.indexes import index_collection, join_indexes, load_minilm
+from shared.training_rows import make_judged_rows, write_rows
 
 from pyterrier_hypencoder.training.validation import Validation
 
-RECIPE = adapt.Recipe(
+RECIPE = Recipe(
     hidden=(96,),
     backbone_layers=0,
     max_steps=1000,
-    every=100,
+    eval_steps=100,
     learning_rate=3e-4,
     warmup_steps=50,
     losses=("listwise_ce",),
-    negatives=63,
+    negatives_per_row=63,
 )
 EPOCHS = 10
 
 
-def with_negatives(topics: pd.DataFrame, qrels: pd.DataFrame, docnos: list[str], seed: int) -> list[dict[str, Any]]:
-    """Rows with relevant documents, and random ones that are not judged relevant.
+def make_rows(topics: pd.DataFrame, qrels: pd.DataFrame, docnos: list[str], seed: int) -> list[dict[str, Any]]:
+    """Make rows with the relevant documents of a topic, and random documents that are not judged relevant.
 
-    A topic has 43 relevant documents on average, which other topics of a batch share, so that they are no negatives.
+    The documents of other topics cannot serve as negatives. A topic has 43 relevant documents on average and shares many of
+    them with other topics.
     """
     rng, ordered = random.Random(seed), []
-    rows = adapt.judged_rows("nfcorpus", topics, qrels)
+    rows = make_judged_rows("nfcorpus", topics, qrels)
     for _ in range(EPOCHS):
         for row in rng.sample(rows, len(rows)):
             relevant = {item["id"] for item in row["items"]}
-            drawn = (f"nfcorpus/{docno}" for docno in rng.sample(docnos, 2 * RECIPE.negatives))
+            drawn = (f"nfcorpus/{docno}" for docno in rng.sample(docnos, 2 * RECIPE.negatives_per_row))
             negatives = [{"id": docno, "type": "negative"} for docno in drawn if docno not in relevant]
             ordered.append({**row, "items": [*row["items"], *negatives]})
     return ordered
 
 
-def main() -> None:
-    """Trains what is not trained yet, and prints the table."""
-    parser = argparse.ArgumentParser(description="Trains a bi-encoder and a Hypencoder on NFCorpus, and compares them.")
-    parser.add_argument("folder", help="NFCorpus: docs.jsonl.gz, topics and qrels of train, dev and test")
-    parser.add_argument("work", type=Path, help="where indexes and models are kept; a killed run goes on from there")
+def parse_options() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description="Train a bi-encoder and a Hypencoder on NFCorpus and compare them.")
+    parser.add_argument("folder", help="NFCorpus: docs.jsonl.gz, and topics and qrels of train, dev and test")
+    parser.add_argument("work", type=Path, help="folder for indexes and models; an interrupted run is resumed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--hidden", type=int, nargs="+", default=RECIPE.hidden, help="widths of the q-nets' hidden layers")
     parser.add_argument("--steps", type=int, default=RECIPE.max_steps)
     parser.add_argument("--batch-size", type=int, default=RECIPE.batch_size)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train all models that are not trained yet, and print the comparison."""
+    options = parse_options()
     recipe = replace(
         RECIPE,
         hidden=tuple(options.hidden),
         max_steps=options.steps,
         batch_size=options.batch_size,
-        every=min(RECIPE.every, options.steps),
+        eval_steps=min(RECIPE.eval_steps, options.steps),
         warmup_steps=min(RECIPE.warmup_steps, options.steps // 6),
     )
     options.work.mkdir(parents=True, exist_ok=True)
 
     training, dev, test = (open_collection(options.folder, split) for split in ("train", "dev", None))
-    index = adapt.index_collection(options.work, "nfcorpus", test)
-    documents = adapt.joined(options.work, "training", {"nfcorpus": index})
+    index = index_collection(options.work / "nfcorpus.hyp", test)
+    documents = join_indexes(options.work / "training.hyp", {"nfcorpus": index})
     validation = Validation(dev.topics, dev.qrels, index, measures=["nDCG@10"], num_results=100)
 
     def validate(folder: Path) -> dict[str, float]:
-        return {"mean": validation(adapt.load(folder))["nDCG@10"]}
+        return {"mean": validation(load_model(folder))["nDCG@10"]}
 
-    systems: dict[str, Any] = {"MiniLM": adapt.minilm()}
+    models: dict[str, Any] = {"MiniLM": load_minilm()}
     for seed in options.seeds:
-        rows = with_negatives(training.topics, training.qrels, list(index.docnos), seed)
-        path = adapt.write_rows(rows, options.work / f"rows-{seed}.jsonl")
-        for kind in adapt.KINDS:
-            folder = options.work / f"{kind}-{seed}"
-            trained = adapt.train(kind, recipe, path, documents, validate, folder, seed)
-            systems[f"{kind} {seed}"] = adapt.load(trained)
-    table = adapt.compare(systems, index, test, [nDCG @ 10, RR, R @ 100])
-    print(table.to_string(index=False, float_format=lambda value: f"{value:.4f}", na_rep=""))
+        rows = make_rows(training.topics, training.qrels, list(index.docnos), seed)
+        file = write_rows(rows, options.work / f"rows-{seed}.jsonl")
+        for kind in KINDS:
+            folder = train_model(kind, recipe, file, documents, validate, options.work / f"{kind}-{seed}", seed)
+            models[f"{kind} {seed}"] = load_model(folder)
+    table = compare_models(models, index, test, [nDCG @ 10, RR, R @ 100])
+    print(format_table(table, index=False))
     print("p-value: paired t-test against MiniLM, not corrected\n")
-    print(adapt.means(table, ["nDCG@10", "RR", "R@100"]).to_string(float_format=lambda value: f"{value:.4f}"))
+    print(format_table(summarize_seeds(table, ["nDCG@10", "RR", "R@100"])))
 
 
 if __name__ == "__main__":

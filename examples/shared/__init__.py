@@ -1,1 +1,1 @@
-"""Parts that several examples share: test collections, BM25, and adapting MiniLM."""
+"""Parts that several examples share: test collections, BM25, training rows, and adapting MiniLM."""

@@ -1,54 +1,47 @@
-"""Makes a small test collection from the documentation of installed Python libraries.
+"""Build a small test collection from the documentation of installed Python libraries.
 
-Nothing is downloaded: the documents are the documentation strings of Python's standard library and of a few
-libraries that PyTerrier and PyTorch always bring along. A document is the documentation of one function, class or
-method without its summary and signatures; the topics are such summaries, and a topic's relevant documents are those
-it was taken from. So the task is to find a function by a short description of it, among all else that was written
-about it and about thousands of others.
+Nothing is downloaded. The documents are the docstrings of Python's standard library and of a few libraries that PyTerrier
+and PyTorch depend on. A document is the docstring of one function, class or method without its summary and signatures. The
+topics are such summaries, and the relevant documents of a topic are those that the summary was taken from. The task is to
+find a function by a short description.
 
-* Documented is what can be reached by public names from a list of modules. A document is called
-  ``__module__.__qualname__``, or by the first public name that leads to it where that name is private
-  (``scipy.linalg._basic.solve``) or leads elsewhere.
-* The summary is the first sentence after any signatures. Topics are its words without punctuation. Summaries with
-  formulas or code, and those of too few or too many words or documents, make no topics.
-* Very short documents are left out, and so are those that begin like another.
+* The objects are those that can be reached by public names from a list of modules. The docno is
+  ``__module__.__qualname__``. If that name is private (``scipy.linalg._basic.solve``) or belongs to another object, the
+  docno is the first public name that leads to the object.
+* The summary is the first sentence after any signatures. A topic contains its words without punctuation. Summaries with
+  formulas or code make no topics. Neither do summaries with too few or too many words or relevant documents.
+* Very short documents are left out, and so are documents that begin like an earlier one.
 
 The collection depends on the platform and on the versions of Python and of the libraries, and on nothing else.
-
-Example::
-
-    python examples/shared/apidocs.py apidocs-collection
 """
 
-import argparse
 import hashlib
 import importlib
 import inspect
-import json
-import re
 import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from shared.collection import Collection
+from shared.docstrings import list_words, make_query, split_docstring
+
 NUM_TOPICS = 500
 TOPIC_WORDS = range(5, 26)
 MAX_RELEVANT = 10
-MIN_WORDS = 15
-#: Documents that share this many first words are near-duplicates.
-KEY_WORDS = 25
+MIN_DOC_WORDS = 15
+#: Two documents are near-duplicates if their first 25 words are equal.
+DUPLICATE_WORDS = 25
 
-#: The third-party libraries whose documentation is used; their documentation is of no use to train on.
+#: Third-party libraries whose documentation is used. No model should be trained on it.
 LIBRARIES = ("numpy", "pandas", "scipy", "torch")
 
-#: Modules of the standard library that can be imported without any side effect, those that others build on first.
+#: Modules of the standard library that can be imported without side effects, in the order of import.
 STDLIB_MODULES = """
     builtins io abc argparse array ast asyncio base64 bdb binascii bisect bz2 calendar cmath cmd code codecs codeop
     collections collections.abc colorsys compileall concurrent.futures configparser contextlib contextvars copy copyreg
@@ -93,114 +86,112 @@ LIBRARY_MODULES = """
     torch.special torch.testing torch.utils.benchmark torch.utils.checkpoint torch.utils.data torch.utils.dlpack
 """.split()
 
-#: What notebooks, test runners and the like put functions of their own in place of.
-REPLACED = {
+#: Functions that notebooks and test runners replace by their own.
+REPLACED_BY_TOOLS = {
     *("builtins.input", "sys.breakpointhook", "sys.displayhook", "sys.excepthook", "sys.unraisablehook"),
     *("threading.excepthook", "warnings.showwarning"),
 }
 
-_CALL = re.compile(r"[A-Za-z_][\w.]*\(")
-#: What follows a call where that is a signature: a result type, a description, or nothing.
-_AFTER_CALL = re.compile(r"\s*(?:[-=]+>.*?)?(?:\.\s+|\s--?\s+|:\s+|:?\s*$)")
-_DIRECTIVE = re.compile(r"^\s*\.\. (?:[\w:-]+::|_).*$", re.MULTILINE)
-_UNDERLINE = re.compile(r"^\s*([-=~^*#+])\1{2,}\s*$", re.MULTILINE)
-#: What an example prints; some libraries make it up on import, with random numbers.
-_OUTPUT = re.compile(r"^(\s*>>>.*(?:\n\s*\.\.\. .*)*)(?:\n(?!\s*>>>)[ \t]*\S.*)+", re.MULTILINE)
-_ROLE = re.compile(r":[\w:]+:`~?([^`]+?)(?:\s+<[^`>]*>)?`")
-#: A set of strings, as Python shows it: in an order that differs from one process to the next.
-_SET = re.compile(r"\{('\w+'(?:, '\w+')+)\}")
-_SENTENCE_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\betc)(?<!\bvs)\.(?=\s+[^a-z\s])")
-_NO_SUMMARY = re.compile(
-    r"[\\=<>^{}|]|\*\*"  # a formula or code
-    r"|^[A-Za-z_][\w.]*\("  # a call that is part of a sentence or of a grammar
-    r"|^\w+:|^Parameters\b|^See\b"  # a section or a mere reference
-    r"|\balias\b|\bdeprecated\b|\bequivalent to\b"  # about the other name rather than this function
-    r"|[:,]$",  # the beginning of a list
-    re.IGNORECASE,
-)
 
+def build_collection() -> Collection:
+    """Build the collection.
 
-@dataclass(frozen=True)
-class Collection:
-    """A test collection.
+    Qids are hashes of the query, and the topics with the lowest qids are chosen. Therefore the topics hardly change from one
+    version of a library to the next.
 
-    Attributes:
-        docs: The documents, each with ``docno`` and ``text``, by ``docno``.
-        topics: The topics: ``qid`` and ``query``, by ``qid``.
-        qrels: The relevance judgements: ``qid``, ``docno`` and ``label``, which is always 1.
+    Returns:
+        The collection, with documents and topics sorted by identifier.
+
+    Raises:
+        ImportError: If a library is not installed.
+        RuntimeError: If there are fewer than ``NUM_TOPICS`` topics.
     """
-
-    docs: list[dict[str, str]]
-    topics: pd.DataFrame
-    qrels: pd.DataFrame
-
-    def write(self, folder: str | Path) -> None:
-        """Writes ``docs.jsonl``, ``topics.tsv`` and, in TREC's format, ``qrels.txt``.
-
-        Args:
-            folder: Where to, created if need be.
-        """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        lines = {
-            "docs.jsonl": (json.dumps(doc) for doc in self.docs),
-            "topics.tsv": (f"{t.qid}\t{t.query}" for t in self.topics.itertuples()),
-            "qrels.txt": (f"{q.qid} 0 {q.docno} {q.label}" for q in self.qrels.itertuples()),
-        }
-        for name, content in lines.items():
-            (folder / name).write_text("".join(f"{line}\n" for line in content), encoding="utf-8", newline="\n")
-
-
-def _unwrap(obj: Any) -> Any:
-    """Gives the function behind a static, class or bound method, and anything else as it is."""
-    return getattr(obj, "__func__", obj)
+    docs = _read_docs()
+    queries: dict[str, str] = {}
+    relevant: dict[str, list[str]] = defaultdict(list)
+    for docno, (summary, _) in docs.items():
+        query = make_query(summary)
+        qid = "q" + hashlib.sha256(query.lower().encode()).hexdigest()[:12]
+        queries.setdefault(qid, query)
+        relevant[qid].append(docno)
+    qids = sorted(qid for qid in queries if _is_topic(queries[qid], [docs[docno][1] for docno in relevant[qid]]))
+    if len(qids) < NUM_TOPICS:
+        raise RuntimeError(
+            f"Only {len(qids)} of {NUM_TOPICS} topics could be built from {len(docs)} docstrings. Run Python without -OO, "
+            "which removes docstrings."
+        )
+    qids = qids[:NUM_TOPICS]
+    records = [{"docno": docno, "text": text} for docno, (_, text) in docs.items()]
+    topics = pd.DataFrame({"qid": qids, "query": [queries[qid] for qid in qids]})
+    judgements = [(qid, docno, 1) for qid in qids for docno in relevant[qid]]
+    qrels = pd.DataFrame(judgements, columns=["qid", "docno", "label"])
+    return Collection("documentation of installed libraries", lambda: iter(records), topics, qrels)
 
 
-def _is_documented(obj: Any) -> bool:
-    """Tells functions and classes from other values, such as properties and instances."""
-    return inspect.isclass(obj) or callable(obj) and (inspect.isroutine(obj) or isinstance(obj, np.ufunc))
+def _is_topic(query: str, texts: list[str]) -> bool:
+    """Return True if a query has few relevant documents and none of them contains it verbatim."""
+    return (
+        len(query.split()) in TOPIC_WORDS
+        and len(texts) <= MAX_RELEVANT
+        and not any(f" {query.lower()} " in f" {' '.join(list_words(text)).lower()} " for text in texts)
+    )
 
 
-def _owner(obj: Any) -> str | None:
-    """Names the module in which an object says it was defined."""
-    return getattr(obj, "__module__", None) or getattr(getattr(obj, "__objclass__", None), "__module__", None)
+def _read_docs() -> dict[str, tuple[str, str]]:
+    """Map docnos to summaries and texts, without near-empty documents and near-duplicates."""
+    docs: dict[str, tuple[str, str]] = {}
+    beginnings: set[tuple[str, ...]] = set()
+    for docno, docstring in sorted(read_docstrings().items()):
+        summary, text = split_docstring(docstring)
+        words = text.lower().split()
+        beginning = tuple(words[:DUPLICATE_WORDS])
+        if len(words) >= MIN_DOC_WORDS and beginning not in beginnings:
+            beginnings.add(beginning)
+            docs[docno] = summary, text
+    return docs
 
 
-def _is_own(obj: Any) -> bool:
-    """Leaves out what the libraries only imported from elsewhere."""
-    top = (_owner(obj) or "builtins").split(".")[0]
-    return top in sys.stdlib_module_names or top in LIBRARIES
+def read_docstrings() -> dict[str, str]:
+    """Map the docno of each object to its docstring."""
+    found: dict[str, str] = {}
+    seen: dict[int, Any] = {}  # keeps the objects alive, so no id is used twice
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for path, obj in _list_objects():
+            if id(obj) in seen or path in REPLACED_BY_TOOLS:
+                continue
+            seen[id(obj)] = obj
+            docstring = getattr(obj, "__doc__", None)
+            if isinstance(docstring, str):
+                found.setdefault(_make_docno(obj, path), inspect.cleandoc(docstring))
+    return found
 
 
-def _is_defined_in(obj: Any, module: str) -> bool:
-    """Tells whether an object belongs to a module, given that many modules hide the code of what they offer."""
-    owner = _owner(obj) or "_"
-    return f"{owner}.".startswith(f"{module}.") or _is_private(owner)
+def _list_objects() -> Iterator[tuple[str, Any]]:
+    """Yield public functions, classes and methods, each under every public path that leads to it."""
+    # Import all modules before reading any docstring, because some modules change the docstrings of others.
+    for module_name, module in list(_import_modules()):
+        exported = getattr(module, "__all__", None)
+        members = {name: getattr(module, name, None) for name in exported or dir(module)}
+        for path, obj in _list_public(module_name, members):
+            if not exported and not _is_defined_in(obj, module_name):
+                continue
+            yield path, obj
+            if inspect.isclass(obj):
+                attributes = {name: value for base in reversed(obj.__mro__) for name, value in vars(base).items()}
+                yield from (item for item in _list_public(path, attributes) if not inspect.isclass(item[1]))
 
 
-def _is_private(name: str) -> bool:
-    return any(part.startswith("_") for part in name.split("."))
-
-
-def _docno(obj: Any, path: str) -> str:
-    """Names an object by its module and qualified name where these are public and lead to it, else by ``path``."""
-    module, qualname = _owner(obj) or "", getattr(obj, "__qualname__", "")
-    name = f"{module}.{qualname}"
-    if _is_private(name):
-        return path
-    found = sys.modules.get(module)
-    for part in qualname.split("."):
-        found = getattr(found, part, None)
-    return name if inspect.unwrap(_unwrap(found)) is inspect.unwrap(obj) else path
-
-
-def _modules() -> Iterator[tuple[str, ModuleType]]:
-    """Imports the listed modules, passing over those that this version or platform does not have."""
+def _import_modules() -> Iterator[tuple[str, ModuleType]]:
+    """Import the listed modules, except those that this version or platform does not have."""
     for library in LIBRARIES:
         try:
             importlib.import_module(library)
-        except ImportError as e:
-            raise ImportError(f"The collection needs {', '.join(LIBRARIES)}. Try: pip install {library}") from e
+        except ImportError as err:
+            raise ImportError(
+                f"The apidocs collection needs {', '.join(LIBRARIES)}, but {library} cannot be imported. Try: "
+                f"pip install {library}"
+            ) from err
     for name in STDLIB_MODULES + LIBRARY_MODULES:
         try:
             yield name, importlib.import_module(name)
@@ -208,161 +199,51 @@ def _modules() -> Iterator[tuple[str, ModuleType]]:
             continue
 
 
-def _public(path: str, namespace: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Gives the documented public names of a module or class, the short ones first."""
+def _list_public(path: str, namespace: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the public functions and classes of a module or class, short names first."""
     for name in sorted(namespace, key=lambda name: (len(name), name)):
-        obj = _unwrap(namespace[name])
-        if not name.startswith("_") and _is_documented(obj) and _is_own(obj):
+        obj = _get_function(namespace[name])
+        if not name.startswith("_") and _is_function_or_class(obj) and _is_from_libraries(obj):
             yield f"{path}.{name}", obj
 
 
-def _objects() -> Iterator[tuple[str, Any]]:
-    """Gives the public functions, classes and methods, each under every public path by which it is reached."""
-    # All modules are imported before any documentation is read, as some change the documentation of others.
-    for module_name, module in list(_modules()):
-        listed = getattr(module, "__all__", None)
-        for path, obj in _public(module_name, {name: getattr(module, name, None) for name in listed or dir(module)}):
-            if not listed and not _is_defined_in(obj, module_name):
-                continue
-            yield path, obj
-            if inspect.isclass(obj):
-                attributes = {name: value for base in reversed(obj.__mro__) for name, value in vars(base).items()}
-                yield from ((p, method) for p, method in _public(path, attributes) if not inspect.isclass(method))
+def _get_function(obj: Any) -> Any:
+    """Return the function of a static, class or bound method, and any other object unchanged."""
+    return getattr(obj, "__func__", obj)
 
 
-def _documentation() -> dict[str, str]:
-    """Maps the docno of each object to its own documentation string."""
-    found: dict[str, str] = {}
-    seen: dict[int, Any] = {}  # holds the objects, so that no identity is used twice
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for path, obj in _objects():
-            if id(obj) in seen or path in REPLACED:
-                continue
-            seen[id(obj)] = obj
-            doc = getattr(obj, "__doc__", None)
-            if isinstance(doc, str):
-                found.setdefault(_docno(obj, path), inspect.cleandoc(doc))
-    return found
+def _is_function_or_class(obj: Any) -> bool:
+    return inspect.isclass(obj) or callable(obj) and (inspect.isroutine(obj) or isinstance(obj, np.ufunc))
 
 
-def _closing(text: str, start: int) -> int:
-    """Finds the end of the bracket that opens at ``start``."""
-    depth = 0
-    for i in range(start, len(text)):
-        depth += (text[i] in "([{") - (text[i] in ")]}")
-        if depth == 0:
-            return i + 1
-    return len(text)
+def _get_module_name(obj: Any) -> str | None:
+    """Return the name of the module that an object says it was defined in."""
+    return getattr(obj, "__module__", None) or getattr(getattr(obj, "__objclass__", None), "__module__", None)
 
 
-def _without_signatures(doc: str) -> str:
-    """Drops the signatures that many documentation strings start with, of which there can be several."""
-    while call := _CALL.match(doc):
-        line, _, rest = doc[_closing(doc, call.end() - 1) :].partition("\n")
-        after = _AFTER_CALL.match(line)
-        if after is None:  # a sentence that starts with a call
-            break
-        doc = f"{line[after.end() :]}\n{rest}".lstrip()
-    return doc.removeprefix("--\n").lstrip()
+def _is_from_libraries(obj: Any) -> bool:
+    """Return True if an object was defined in the listed libraries, rather than imported there from elsewhere."""
+    top = (_get_module_name(obj) or "builtins").split(".")[0]
+    return top in sys.stdlib_module_names or top in LIBRARIES
 
 
-def _plain(text: str) -> str:
-    """Removes line breaks, the most frequent markup, and what is not the same each time the library is imported."""
-    for pattern in (_OUTPUT, _ROLE):
-        text = pattern.sub(r"\1", text)
-    for pattern in (_DIRECTIVE, _UNDERLINE):
-        text = pattern.sub("", text)
-    text = " ".join(text.replace("`", "").replace("\\ ", "").split())
-    return _SET.sub(lambda match: "{" + ", ".join(sorted(match[1].split(", "))) + "}", text)
+def _is_defined_in(obj: Any, module: str) -> bool:
+    """Return True if an object was defined in a module, or in any private module."""
+    owner = _get_module_name(obj) or "_"
+    return f"{owner}.".startswith(f"{module}.") or _is_private(owner)
 
 
-def split(doc: str) -> tuple[str, str]:
-    """Splits a documentation string into its summary and the rest.
-
-    The summary is the first sentence of the first paragraph after any signatures, or all of that paragraph if it is
-    no more than one sentence. There is none where a directive comes first, such as a deprecation notice.
-    """
-    doc = _without_signatures(doc)
-    if doc.startswith(".. "):
-        return "", _plain(doc)
-    first, *rest = (_plain(part) for part in re.split(r"\n\s*\n", doc, maxsplit=1))
-    end = match.end() if (match := _SENTENCE_END.search(first)) else len(first)
-    return first[:end], " ".join([first[end:], *rest]).strip()
+def _is_private(name: str) -> bool:
+    return any(part.startswith("_") for part in name.split("."))
 
 
-def make_query(summary: str) -> str:
-    """Turns a summary into plain words, which no query parser takes for operators."""
-    return "" if _NO_SUMMARY.search(summary) else " ".join(_words(summary))
-
-
-def _words(text: str) -> list[str]:
-    """Gives the words of a text, without punctuation."""
-    return re.findall(r"[^\W_]+", text)
-
-
-def _documents() -> dict[str, tuple[str, str]]:
-    """Maps docnos to summaries and texts, without the near-empty and the near-duplicate documents."""
-    documents: dict[str, tuple[str, str]] = {}
-    beginnings: set[tuple[str, ...]] = set()
-    for docno, doc in sorted(_documentation().items()):
-        summary, text = split(doc)
-        words = text.lower().split()
-        beginning = tuple(words[:KEY_WORDS])
-        if len(words) >= MIN_WORDS and beginning not in beginnings:
-            beginnings.add(beginning)
-            documents[docno] = summary, text
-    return documents
-
-
-def _is_topic(query: str, texts: list[str]) -> bool:
-    """Tells whether a query asks for a few documents, none of which has it verbatim."""
-    return (
-        len(query.split()) in TOPIC_WORDS
-        and len(texts) <= MAX_RELEVANT
-        and not any(f" {query.lower()} " in f" {' '.join(_words(text)).lower()} " for text in texts)
-    )
-
-
-def build() -> Collection:
-    """Makes the collection.
-
-    Returns:
-        The documents, topics and relevance judgements. The topics' identifiers are hashes of their text, and the
-        topics are those with the lowest ones, so that they hardly change from one version of a library to the next.
-
-    Raises:
-        ImportError: If a library is missing.
-        RuntimeError: If the libraries' documentation makes too few topics.
-    """
-    documents = _documents()
-    queries: dict[str, str] = {}
-    relevant: dict[str, list[str]] = defaultdict(list)
-    for docno, (summary, _) in documents.items():
-        query = make_query(summary)
-        qid = "q" + hashlib.sha256(query.lower().encode()).hexdigest()[:12]
-        queries.setdefault(qid, query)
-        relevant[qid].append(docno)
-    qids = sorted(qid for qid in queries if _is_topic(queries[qid], [documents[docno][1] for docno in relevant[qid]]))
-    if len(qids) < NUM_TOPICS:
-        raise RuntimeError(
-            f"Only {len(qids)} of {NUM_TOPICS} topics could be made from {len(documents)} documented functions and "
-            "classes. Documentation strings are missing if Python runs with -OO."
-        )
-    qids = qids[:NUM_TOPICS]
-    return Collection(
-        docs=[{"docno": docno, "text": text} for docno, (_, text) in documents.items()],
-        topics=pd.DataFrame({"qid": qids, "query": [queries[qid] for qid in qids]}),
-        qrels=pd.DataFrame([(qid, docno, 1) for qid in qids for docno in relevant[qid]], columns=["qid", "docno", "label"]),
-    )
-
-
-def main() -> None:
-    """Writes the collection to the folder named on the command line."""
-    parser = argparse.ArgumentParser(description="Makes a test collection from the documentation of Python libraries.")
-    parser.add_argument("folder", type=Path, help="where to write docs.jsonl, topics.tsv and qrels.txt")
-    build().write(parser.parse_args().folder)
-
-
-if __name__ == "__main__":
-    main()
+def _make_docno(obj: Any, path: str) -> str:
+    """Return the module and qualified name of an object if they are public and lead to it, else ``path``."""
+    module, qualname = _get_module_name(obj) or "", getattr(obj, "__qualname__", "")
+    name = f"{module}.{qualname}"
+    if _is_private(name):
+        return path
+    found = sys.modules.get(module)
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    return name if inspect.unwrap(_get_function(found)) is inspect.unwrap(obj) else path

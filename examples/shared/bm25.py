@@ -1,6 +1,6 @@
-"""A lexical baseline: BM25 as a PyTerrier transformer, without Java.
+"""BM25 as a PyTerrier transformer that needs no Java.
 
-It needs two more packages: ``pip install bm25s PyStemmer``.
+Install two more packages first: ``pip install bm25s PyStemmer``.
 """
 
 import copy
@@ -14,15 +14,15 @@ import pandas as pd
 import pyterrier as pt
 import Stemmer
 
-# bm25s logs its progress at the debug level, and sets its logger to show that wherever logging is set up.
+# bm25s logs its progress at the debug level, and sets its own logger to that level.
 logging.getLogger("bm25s").setLevel(logging.WARNING)
 
 
 class BM25(pt.Transformer):
-    """Retrieves documents by BM25, from an index in memory.
+    """Retrieve documents by BM25 from an index in memory.
 
-    Words are lower-cased and stemmed (Snowball's English stemmer), and English stopwords are left out. Only documents
-    with at least one of a query's words are retrieved; those with the same score come in the order of indexing.
+    Words are lower-cased and stemmed by Snowball's English stemmer, and English stopwords are removed. A document is
+    retrieved if it contains at least one word of the query. Documents with the same score keep the order of indexing.
 
     Example::
 
@@ -39,14 +39,14 @@ class BM25(pt.Transformer):
         text_field: str | list[str] = "text",
         verbose: bool = False,
     ):
-        """Creates a retriever, which has to index documents first.
+        """Create a retriever without an index. Call :meth:`index` before searching.
 
         Args:
-            num_results: The most documents to retrieve for a query.
-            k1: How slowly repeated words stop adding to the score. Has to be set before indexing.
-            b: How much long documents are held back, from 0 to 1. Has to be set before indexing.
-            text_field: The field of the documents to index, or several, which are joined.
-            verbose: Whether to show progress.
+            num_results: Maximum number of results per query.
+            k1: Saturation of term frequencies. It takes effect when documents are indexed.
+            b: Normalization by document length, from 0 (none) to 1. It takes effect when documents are indexed.
+            text_field: Text field of the documents, or several fields, which are joined.
+            verbose: If True, show progress.
         """
         self.num_results = num_results
         self.k1 = k1
@@ -57,10 +57,10 @@ class BM25(pt.Transformer):
         self._scorer: bm25s.BM25 | None = None
 
     def index(self, docs_iter: Iterable[dict[str, Any]]) -> "BM25":
-        """Indexes documents, in place of those indexed before.
+        """Index documents and replace any earlier index.
 
         Args:
-            docs_iter: The documents, each with ``docno`` and the text fields.
+            docs_iter: Documents with ``docno`` and the text fields.
 
         Returns:
             This retriever.
@@ -73,26 +73,26 @@ class BM25(pt.Transformer):
         tokens = self._tokenize(texts)
         self._docnos = docnos
         self._scorer = None
-        if any(tokens):  # bm25s takes no collection without any words
+        if any(tokens):  # bm25s refuses a collection without words
             self._scorer = bm25s.BM25(k1=self.k1, b=self.b, method="lucene")
             self._scorer.index(tokens, create_empty_token=False, show_progress=self.verbose)
         return self
 
     def transform(self, topics: pd.DataFrame) -> pd.DataFrame:
-        """Retrieves documents for queries.
+        """Retrieve documents for queries.
 
         Args:
-            topics: The queries: ``qid``, ``query`` and any other columns.
+            topics: Frame with ``qid``, ``query`` and any other columns.
 
         Returns:
-            The columns of ``topics`` with ``docno``, ``score`` and ``rank``, best document first.
+            The columns of ``topics`` with ``docno``, ``score`` and ``rank``, the best document of each query first.
 
         Raises:
-            RuntimeError: If nothing was indexed.
+            RuntimeError: If no documents were indexed.
         """
         pt.validate.query_frame(topics, extra_columns=["query"])
         if len(topics) and self._docnos is None:
-            raise RuntimeError("There is no index yet: call index() first.")
+            raise RuntimeError("This BM25 retriever has no index. Call index() first.")
         indexed = self._docnos or []
         rows: list[int] = []
         docnos: list[str] = []
@@ -115,13 +115,13 @@ class BM25(pt.Transformer):
         )
 
     def fuse_rank_cutoff(self, k: int) -> "BM25":
-        """Retrieves fewer documents in the first place, for pipelines such as ``bm25 % 10``.
+        """Return a retriever for a pipeline such as ``bm25 % 10``.
 
         Args:
-            k: The most documents that are asked for.
+            k: Maximum number of results per query.
 
         Returns:
-            A retriever with the same index, or this one if it retrieves no more than that anyway.
+            A retriever with the same index, or this one if its ``num_results`` is at most ``k``.
         """
         if k >= self.num_results:
             return self
@@ -139,7 +139,7 @@ class BM25(pt.Transformer):
         )
 
     def _search(self, tokens: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Gives the positions and the scores of the best documents."""
+        """Return the positions and scores of the best documents."""
         if self._scorer is None or not tokens:
             return np.empty(0, dtype=int), np.empty(0)
         scores = self._scorer.get_scores(tokens).astype(float)

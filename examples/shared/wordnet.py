@@ -1,7 +1,9 @@
-"""WordNet as a test collection: 117,659 definitions, and the example sentences of some as topics.
+"""Read WordNet as a test collection: definitions are the documents, example sentences are the topics.
 
-A topic is an example sentence, and its one relevant document is the definition of the sense that the sentence shows. WordNet
-comes with many systems (Debian: the package wordnet-base, in /usr/share/wordnet); its sentences are not part of the documents.
+There are 117,659 definitions. The only relevant document of an example sentence is the definition of the sense that it
+illustrates. Example sentences are not part of the documents.
+
+Many systems package WordNet. On Debian, the package ``wordnet-base`` installs it in ``/usr/share/wordnet``.
 
 Fellbaum, C. (ed.): WordNet, An Electronic Lexical Database. MIT Press, 1998.
 """
@@ -13,45 +15,63 @@ from typing import Any
 
 import pandas as pd
 
-PARTS = ("noun", "verb", "adj", "adv")
-TOPICS = 200
+from shared.collection import Collection
+
+PARTS_OF_SPEECH = ("noun", "verb", "adj", "adv")
+NUM_TOPICS = 200
+MIN_TOPIC_WORDS = 4
 SEED = 0
 
 
 def is_wordnet(folder: Path) -> bool:
-    """Whether a folder has WordNet's database."""
-    return all((folder / f"data.{part}").is_file() for part in PARTS)
+    """Return True if a folder contains WordNet's database."""
+    return all((folder / f"data.{part}").is_file() for part in PARTS_OF_SPEECH)
 
 
-def senses(folder: Path) -> Iterator[dict[str, Any]]:
-    """The senses with ``docno``, ``text`` (words and definition) and ``examples``."""
-    for part in PARTS:
+def read_senses(folder: Path) -> Iterator[dict[str, Any]]:
+    """Read all senses.
+
+    Args:
+        folder: Folder with WordNet's database.
+
+    Yields:
+        Dictionaries with ``docno``, ``text`` (words and definition) and ``examples`` (list of sentences).
+    """
+    for part in PARTS_OF_SPEECH:
         with open(folder / f"data.{part}", encoding="utf-8") as lines:
             for line in lines:
-                if line.startswith("  "):  # the licence
-                    continue
-                facts, gloss = line.split(" | ", 1)
-                offset, _, kind, count, *rest = facts.split()
-                words = [re.sub(r"\(\w+\)$", "", word).replace("_", " ") for word in rest[: 2 * int(count, 16) : 2]]
-                definition, *examples = re.split(r';\s*(?=")', gloss.strip())
-                yield {
-                    "docno": f"{kind}{offset}",
-                    "text": f"{', '.join(words)}: {definition}",
-                    "examples": [found for example in examples for found in re.findall(r'^"([^"]+)"', example)],
-                }
+                if not line.startswith("  "):  # lines of the licence are indented
+                    yield _parse_sense(line)
 
 
-def documents(folder: Path) -> Iterator[dict[str, str]]:
-    """The documents, one a sense."""
-    return ({"docno": sense["docno"], "text": sense["text"]} for sense in senses(folder))
+def _parse_sense(line: str) -> dict[str, Any]:
+    fields, gloss = line.split(" | ", 1)
+    offset, _, part, n_words, *rest = fields.split()
+    words = [re.sub(r"\(\w+\)$", "", word).replace("_", " ") for word in rest[: 2 * int(n_words, 16) : 2]]
+    definition, *examples = re.split(r';\s*(?=")', gloss.strip())
+    return {
+        "docno": f"{part}{offset}",
+        "text": f"{', '.join(words)}: {definition}",
+        "examples": [sentence for example in examples for sentence in re.findall(r'^"([^"]+)"', example)],
+    }
 
 
-def topics(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Topics, the longest example of senses drawn at random, and judgements."""
-    shown = pd.DataFrame(
-        [(sense["docno"], max(sense["examples"], key=len)) for sense in senses(folder) if sense["examples"]],
-        columns=["docno", "query"],
+def read_docs(folder: Path) -> Iterator[dict[str, str]]:
+    """Read one document per sense."""
+    return ({"docno": sense["docno"], "text": sense["text"]} for sense in read_senses(folder))
+
+
+def read_collection(folder: Path) -> Collection:
+    """Read the documents, and draw topics: the longest example sentence of random senses.
+
+    Args:
+        folder: Folder with WordNet's database.
+    """
+    topics = pd.DataFrame(
+        [(sense["docno"], max(sense["examples"], key=len)) for sense in read_senses(folder) if sense["examples"]],
+        columns=["qid", "query"],
     )
-    shown = shown[shown["query"].str.split().str.len() >= 4].sample(TOPICS, random_state=SEED).sort_values("docno")
-    qrels = pd.DataFrame({"qid": shown["docno"], "docno": shown["docno"], "label": 1})
-    return shown.rename(columns={"docno": "qid"}).reset_index(drop=True), qrels.reset_index(drop=True)
+    topics = topics[topics["query"].str.split().str.len() >= MIN_TOPIC_WORDS]
+    topics = topics.sample(NUM_TOPICS, random_state=SEED).sort_values("qid").reset_index(drop=True)
+    qrels = pd.DataFrame({"qid": topics["qid"], "docno": topics["qid"], "label": 1})
+    return Collection("WordNet", lambda: read_docs(folder), topics, qrels)

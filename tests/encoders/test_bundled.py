@@ -80,9 +80,9 @@ def test_it_ranks_documentation_better_than_minilm(bundled, tmp_path, monkeypatc
     monkeypatch.syspath_prepend(str(EXAMPLES))
     from shared import apidocs
 
-    collection = apidocs.build()
+    collection = apidocs.build_collection()
     minilm = BiEncoder("sentence-transformers/all-MiniLM-L6-v2", device="cpu", doc_max_length=128)
-    index = HypencoderIndexer(tmp_path / "docs.hyp", minilm).index(collection.docs)
+    index = HypencoderIndexer(tmp_path / "docs.hyp", minilm).index(collection.docs())
     table = pt.Experiment(
         [index.retriever(model, num_results=100) for model in (minilm, bundled)],
         collection.topics,

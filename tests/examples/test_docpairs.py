@@ -1,19 +1,13 @@
-"""Training pairs from wheels, and the order of training rows; nothing is fetched."""
+"""Tests of training pairs from wheels. Nothing is downloaded."""
 
-import sys
+from __future__ import annotations
+
 import zipfile
-from pathlib import Path
 
+import pandas as pd
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-pytest.importorskip("datasets")
-
-from shared import adapt_minilm as adapt  # noqa: E402
-from shared import (
-    apidocs,  # noqa: E402
-    docpairs,  # noqa: E402
-)
+from shared import apidocs, docpairs
+from shared.collection import Collection
 
 BODY = "Parameters: a is the length of the shorter side and b the length of the longer side of it."
 SOURCE = f'''
@@ -55,6 +49,11 @@ def short(a):
 '''
 
 
+def make_held_out(queries, docs):
+    topics = pd.DataFrame({"qid": [str(i) for i in range(len(queries))], "query": pd.Series(queries, dtype=str)})
+    return Collection("held out", lambda: iter(docs), topics, pd.DataFrame())
+
+
 @pytest.fixture
 def wheels(tmp_path, monkeypatch):
     """A folder with the wheels of two packages."""
@@ -64,55 +63,40 @@ def wheels(tmp_path, monkeypatch):
             archive.writestr("thing/tests/test_thing.py", content.replace("Compute", "Test"))
             archive.writestr("thing/broken.py", "def :")
     monkeypatch.setattr(docpairs, "PACKAGES", {"some-thing": "1.2", "other.pkg": "3"})
-    nothing = apidocs.Collection([], __import__("pandas").DataFrame({"qid": [], "query": []}), None)
-    monkeypatch.setattr(apidocs, "build", lambda: nothing)
+    monkeypatch.setattr(apidocs, "build_collection", lambda: make_held_out([], []))
     return tmp_path
 
 
-def test_pairs_are_summaries_and_what_follows_them(wheels):
-    found = {pair.docno: pair for pair in docpairs.pairs(wheels)}
-    assert found.keys() == {"thing.area", "thing.Box", "thing.Box.lid"}  # nor any of them a second time
-    area = found["thing.area"]
+def test_pairs_are_summaries_and_remaining_texts_without_repetition(wheels):
+    pairs = docpairs.build_pairs(wheels)
+    assert sorted(pair.docno for pair in pairs) == ["thing.Box", "thing.Box.lid", "thing.area"]
+    area = next(pair for pair in pairs if pair.docno == "thing.area")
     assert area.query == "Compute the area of a very flat rectangle"
     assert area.text == BODY
     assert area.doc == {"docno": "thing.area", "text": BODY}
-    assert area.row("packages")["items"] == [{"id": "packages/thing.area", "type": "positive"}]
+    assert area.make_row("packages")["items"] == [{"id": "packages/thing.area", "type": "positive"}]
 
 
-def test_what_the_test_collection_has_is_left_out(wheels, monkeypatch):
-    import pandas as pd
-
-    topics = pd.DataFrame({"qid": ["1"], "query": ["Compute the area of a very flat rectangle"]})
+def test_pairs_of_the_test_collection_are_left_out(wheels, monkeypatch):
     docs = [{"docno": "x", "text": "Boxes can be stacked on each other as long as the lower ones are cut"}]
-    monkeypatch.setattr(apidocs, "build", lambda: apidocs.Collection(docs, topics, None))
-    found = {pair.docno: pair.query for pair in docpairs.pairs(wheels)}
-    assert "thing.Box" not in found
-    assert "rectangle" not in found.get("thing.area", "")
+    held_out = make_held_out(["Compute the area of a very flat rectangle"], docs)
+    monkeypatch.setattr(apidocs, "build_collection", lambda: held_out)
+    pairs = {pair.docno: pair.query for pair in docpairs.build_pairs(wheels)}
+    assert "thing.Box" not in pairs
+    assert "rectangle" not in pairs.get("thing.area", "")
 
 
-def test_no_package_rules_and_missing_wheels_are_named(wheels, monkeypatch):
+def test_pairs_per_package_are_limited(wheels, monkeypatch):
     monkeypatch.setattr(docpairs, "MAX_PER_PACKAGE", 1)
-    assert len(docpairs.pairs(wheels)) <= 2
+    assert len(docpairs.build_pairs(wheels)) <= 2
+
+
+def test_missing_wheel_raises(wheels, monkeypatch):
     monkeypatch.setitem(docpairs.PACKAGES, "absent", "9")
     with pytest.raises(FileNotFoundError, match="absent 9"):
-        docpairs.pairs(wheels)
+        docpairs.build_pairs(wheels)
 
 
-def test_the_packages_are_many_and_none_of_the_test_collection():
+def test_packages_are_many_and_exclude_those_of_the_test_collection():
     assert len(docpairs.PACKAGES) >= 30
     assert not {name.lower() for name in docpairs.PACKAGES} & set(apidocs.LIBRARIES)
-
-
-def test_rows_come_in_blocks_of_one_source_each_once_an_epoch():
-    sources = {name: [{"name": name, "row": row} for row in range(size)] for name, size in (("a", 70), ("b", 33), ("c", 5))}
-    ordered = adapt.rows_in_blocks(sources, seed=1, epochs=2, size=32)
-    assert ordered == adapt.rows_in_blocks(sources, seed=1, epochs=2, size=32)
-    assert ordered != adapt.rows_in_blocks(sources, seed=2, epochs=2, size=32)
-    for epoch in (ordered[:108], ordered[108:]):
-        assert sorted((row["name"], row["row"]) for row in epoch) == sorted(
-            (name, row["row"]) for name, rows in sources.items() for row in rows
-        )
-    runs = [1]
-    for one, two in zip(ordered, ordered[1:], strict=False):
-        runs = [*runs[:-1], runs[-1] + 1] if one["name"] == two["name"] else [*runs, 1]
-    assert len(runs) <= 2 * 6

@@ -1,16 +1,10 @@
-"""WordNet as a test collection: what is read from its files."""
+"""Tests of WordNet as a test collection."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-
-from shared import collections as collection  # noqa: E402
-from shared import wordnet  # noqa: E402
+from shared import wordnet
+from shared.datasets import open_collection
 
 LINES = {
     "noun": [
@@ -30,9 +24,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_documents_are_words_and_definition(folder):
-    found = {doc["docno"]: doc["text"] for doc in wordnet.documents(folder)}
-    assert found == {
+def test_documents_contain_words_and_definition(folder):
+    docs = {doc["docno"]: doc["text"] for doc in wordnet.read_docs(folder)}
+    assert docs == {
         "n00006269": "life: living things collectively",
         "v00001740": "breathe, take a breath: draw air into, and expel out of, the lungs",
         "a00009046": "galore: in great numbers",
@@ -40,16 +34,16 @@ def test_documents_are_words_and_definition(folder):
     }
 
 
-def test_topics_are_example_sentences(folder, monkeypatch):
-    monkeypatch.setattr(wordnet, "TOPICS", 3)
-    opened = collection.open_collection(str(folder))
-    assert dict(opened.topics[["qid", "query"]].itertuples(index=False)) == {
+def test_topics_are_the_longest_example_sentences(folder, monkeypatch):
+    monkeypatch.setattr(wordnet, "NUM_TOPICS", 3)
+    collection = open_collection(str(folder))
+    assert dict(collection.topics[["qid", "query"]].itertuples(index=False)) == {
         "a00009046": "whisky galore for all",
         "n00006269": "the oceans are teeming with life",
         "r00001740": "they performed a cappella every day",
     }
-    assert (opened.qrels["qid"] == opened.qrels["docno"]).all() and opened.text_fields == ["text"]
+    assert (collection.qrels["qid"] == collection.qrels["docno"]).all() and collection.text_fields == ["text"]
 
 
-def test_a_folder_without_it(tmp_path):
+def test_empty_folder_is_not_wordnet(tmp_path):
     assert not wordnet.is_wordnet(tmp_path)
