@@ -1,4 +1,4 @@
-"""Laws of exhaustive search, on random nets and on scores made by hand."""
+"""Exhaustive search: laws, on random q-nets and on given scores."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import torch
 
 from pyterrier_hypencoder import QNets, QNetSpec
 from pyterrier_hypencoder.search.exhaustive import exhaustive_search
-from pyterrier_hypencoder.search.results import top_k
 
 
 def brute_force(scores: np.ndarray, k: int, allowed=None) -> tuple[list, list]:
-    """The definition: every document, by score and then by docid."""
+    """Sort all documents by score and docid, which is the definition."""
     docids, values = [], []
     for q, row in enumerate(scores):
         candidates = np.arange(len(row)) if allowed is None or allowed[q] is None else np.asarray(allowed[q], dtype=int)
@@ -23,7 +22,7 @@ def brute_force(scores: np.ndarray, k: int, allowed=None) -> tuple[list, list]:
 
 
 def search(scores: np.ndarray, k: int, **options):
-    """Searches documents whose scores are given: a document's vector is its column of scores."""
+    """Search documents with given scores: the vector of a document is its column of scores."""
     vectors = np.ascontiguousarray(scores.T).astype(np.float32)
     return exhaustive_search(lambda block: block.T.contiguous(), vectors, len(scores), k, **options)
 
@@ -33,7 +32,7 @@ def assert_same(results, expected) -> None:
     assert [s.tolist() for s in results.scores] == expected[1]
 
 
-@pytest.fixture(params=[16, 48, 10**6], ids=lambda size: f"{size} bytes a chunk")
+@pytest.fixture(params=[16, 48, 10**6], ids=lambda size: f"{size} bytes per chunk")
 def chunks(request, monkeypatch):
     monkeypatch.setattr("pyterrier_hypencoder.search.exhaustive._CHUNK_BYTES", request.param)
 
@@ -44,13 +43,13 @@ def tied_scores(queries: int, documents: int, levels: int, seed: int = 0) -> np.
 
 @pytest.mark.parametrize("k", [1, 2, 7, 20, 21, 1000])
 @pytest.mark.parametrize("levels", [1, 2, 5, 10**6])
-def test_the_result_is_that_of_sorting_everything(chunks, k, levels):
+def test_results_equal_sorting_all_documents(chunks, k, levels):
     scores = tied_scores(3, 20, levels)
     assert_same(search(scores, k), brute_force(scores, k))
 
 
 @pytest.mark.parametrize("documents", [1, 2, 3])
-def test_collections_of_hardly_any_documents(chunks, documents):
+def test_small_collections(chunks, documents):
     scores = tied_scores(2, documents, 5)
     assert_same(search(scores, 10), brute_force(scores, 10))
 
@@ -62,7 +61,7 @@ def test_permuting_documents_permutes_results(chunks):
     assert [order[ids].tolist() for ids in found.docids] == brute_force(scores, 10)[0]
 
 
-def test_batches_of_queries_are_single_queries(chunks):
+def test_batch_equals_single_queries(chunks):
     scores = tied_scores(5, 25, 4)
     whole = search(scores, 6)
     for q in range(5):
@@ -82,22 +81,22 @@ def test_batches_of_queries_are_single_queries(chunks):
     ],
 )
 @pytest.mark.parametrize("k", [1, 3, 100])
-def test_filters_keep_the_best_of_what_is_allowed(chunks, allowed, k):
+def test_filters_keep_the_best_allowed_documents(chunks, allowed, k):
     scores = tied_scores(3, 20, 6)
     arrays = [None if ids is None else np.asarray(ids, dtype=np.int64) for ids in allowed]
     assert_same(search(scores, k, allowed=arrays), brute_force(scores, k, allowed))
 
 
-def test_only_allowed_documents_are_scored_where_every_query_is_limited():
-    seen = []
+def test_only_allowed_documents_are_scored_if_every_query_has_a_filter():
+    scored = []
 
     def score(block):
-        seen.append(len(block))
+        scored.append(len(block))
         return torch.zeros(2, len(block))
 
     allowed = [np.array([1, 4]), np.array([4, 9])]
     exhaustive_search(score, np.zeros((1000, 3), np.float32), 2, 5, allowed=allowed)
-    assert sum(seen) == 3
+    assert sum(scored) == 3
 
 
 def test_progress_counts_every_document_once(chunks):
@@ -106,7 +105,7 @@ def test_progress_counts_every_document_once(chunks):
     assert sum(done) == 20
 
 
-def test_vectors_in_fp16_and_from_disk_are_left_as_they_are(tmp_path):
+def test_fp16_memory_map_is_searched_and_not_written_to(tmp_path):
     vectors = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float16)
     vectors.tofile(tmp_path / "v")
     mapped = np.memmap(tmp_path / "v", np.float16, "r", shape=(50, 8))
@@ -115,8 +114,3 @@ def test_vectors_in_fp16_and_from_disk_are_left_as_they_are(tmp_path):
     expected = qnets.score(torch.from_numpy(vectors.astype(np.float32))).numpy()
     np.testing.assert_allclose(found.scores[0], np.sort(expected[0])[::-1], rtol=1e-5)
     assert (tmp_path / "v").read_bytes() == vectors.tobytes()
-
-
-def test_top_k_of_nothing():
-    scores, docids = top_k(torch.empty(2, 0), torch.empty(2, 0, dtype=torch.long), 5)
-    assert scores.shape == docids.shape == (2, 0)

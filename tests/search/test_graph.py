@@ -1,7 +1,8 @@
-"""Algorithm 1: the laws, the reference, and the released code's runs."""
+"""Graph search (Algorithm 1): its laws, the readable reference, and the results of the released code."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 
@@ -11,20 +12,15 @@ import torch
 from golden_checkpoints import FOLDERS, Golden
 
 from pyterrier_hypencoder import QNets, QNetSpec, scoring
+from pyterrier_hypencoder.search.entry_points import draw_entry_points
 from pyterrier_hypencoder.search.exhaustive import exhaustive_search
-from pyterrier_hypencoder.search.graph import (
-    VARIANTS,
-    count_entry_points,
-    draw_entry_points,
-    graph_search,
-    reference_graph_search,
-)
+from pyterrier_hypencoder.search.graph import PRESETS, VARIANTS, graph_search, reference_graph_search
 
 SPEC = QNetSpec((12, 12, 12, 1))
 
 
 class World:
-    """Random documents, their graph, and random q-nets."""
+    """Random documents, their neighbour graph, and random q-nets."""
 
     def __init__(self, documents: int = 300, neighbours: int = 6, queries: int = 4, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
@@ -41,13 +37,18 @@ class World:
         number = len(self.qnets) if queries is None else len(queries)
         return graph_search(score, self.vectors, self.graph, entries, number, k, **options)
 
-    def everything(self, k):
+    def search_exhaustively(self, k):
         return exhaustive_search(self.score, self.vectors, len(self.qnets), k)
+
+
+@functools.cache
+def make_world(seed: int) -> World:
+    return World(seed=seed)
 
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    return World()
+    return make_world(0)
 
 
 def ids(results) -> list[list[int]]:
@@ -56,10 +57,10 @@ def ids(results) -> list[list[int]]:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("early_stop", [True, False])
-@pytest.mark.parametrize(("k", "n_candidates", "max_iter"), itertools.product([1, 3, 40], [1, 4, 25], [1, 3, 16]))
+@pytest.mark.parametrize(("k", "n_candidates", "max_iter"), list(itertools.product([1, 3, 40], [1, 4, 25], [1, 3, 16])))
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_fast_path_is_the_reference(seed, k, n_candidates, max_iter, early_stop, variant):
-    world = World(seed=seed)
+def test_graph_search_equals_the_reference(seed, k, n_candidates, max_iter, early_stop, variant):
+    world = make_world(seed)
     options = {"n_candidates": n_candidates, "max_iter": max_iter, "early_stop": early_stop, "variant": variant}
     entries = draw_entry_points(300, 7, seed)
     found = world.search(entries, k, **options)
@@ -71,12 +72,12 @@ def test_the_fast_path_is_the_reference(seed, k, n_candidates, max_iter, early_s
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_ties_are_broken_as_in_the_reference(variant):
+def test_ties_are_broken_like_in_the_reference(variant):
     world, rng = World(documents=120), np.random.default_rng(3)
     values = torch.from_numpy(rng.integers(0, 4, 120).astype(np.float32))
 
-    class Given:
-        """A document's vector is its number, and its score is one of four."""
+    class FixedScorer:
+        """The vector of a document is its docid, and its score is one of four values."""
 
         def __call__(self, vectors):
             return values[vectors[:, 0].long()].unsqueeze(0)
@@ -88,57 +89,57 @@ def test_ties_are_broken_as_in_the_reference(variant):
     for k, n_candidates in itertools.product([1, 5, 30], [1, 6]):
         entries = draw_entry_points(120, 5, k)
         options = {"n_candidates": n_candidates, "max_iter": 8, "variant": variant}
-        found = graph_search(Given(), numbers, world.graph, entries, 1, k, **options)
-        expected = reference_graph_search(Given(), numbers, world.graph, entries.tolist(), k, **options)
+        found = graph_search(FixedScorer(), numbers, world.graph, entries, 1, k, **options)
+        expected = reference_graph_search(FixedScorer(), numbers, world.graph, entries.tolist(), k, **options)
         assert found.docids[0].tolist() == [docid for _, docid in expected]
 
 
 @pytest.mark.parametrize("k", [1, 10, 300, 1000])
-def test_every_document_an_entry_point_is_exhaustive(world, k):
+def test_all_documents_as_entry_points_equal_exhaustive_search(world, k):
     found = world.search(np.arange(300), k, max_iter=1, n_candidates=1)
-    assert ids(found) == ids(world.everything(k))
+    assert ids(found) == ids(world.search_exhaustively(k))
     assert found.stats["n_scored"].tolist() == [300] * 4 and found.stats["n_rounds"].tolist() == [1] * 4
 
 
-def test_a_complete_graph_is_exhaustive():
+def test_complete_graph_equals_exhaustive_search():
     world = World(documents=60, neighbours=59)
     found = world.search(np.array([5]), 20, max_iter=2, n_candidates=1)
-    assert ids(found) == ids(world.everything(20))
+    assert ids(found) == ids(world.search_exhaustively(20))
     assert found.stats["n_scored"].tolist() == [60] * 4
 
 
-def test_no_document_is_evaluated_twice(world):
+def test_no_document_is_scored_twice(world):
     class Counting:
         def __init__(self, score):
-            self.score, self.seen = score, []
+            self.score, self.scored = score, []
 
         def __call__(self, vectors):
-            self.seen.append(vectors)
+            self.scored.append(vectors)
             return self.score(vectors)
 
         def each(self, vectors, counts):
-            self.seen.append(vectors)
+            self.scored.append(vectors)
             return self.score.each(vectors, counts)
 
     counting = Counting(world.score.select([0]))
     found = graph_search(counting, world.vectors, world.graph, draw_entry_points(300, 9), 1, 10, n_candidates=4)
-    rows = torch.cat(counting.seen)
+    rows = torch.cat(counting.scored)
     assert len(torch.unique(rows, dim=0)) == len(rows) == found.stats["n_scored"][0]
 
 
-def test_a_batch_is_its_queries_one_by_one(world):
+def test_batch_equals_single_queries(world):
     whole = world.search(draw_entry_points(300, 9), 10, n_candidates=4)
-    own = [draw_entry_points(300, 5, seed) for seed in range(4)]
-    each = world.search(own, 10, n_candidates=4)
+    per_query = [draw_entry_points(300, 5, seed) for seed in range(4)]
+    each = world.search(per_query, 10, n_candidates=4)
     for q in range(4):
         assert ids(world.search(draw_entry_points(300, 9), 10, queries=[q], n_candidates=4))[0] == ids(whole)[q]
-        single = world.search(own[q], 10, queries=[q], n_candidates=4)
+        single = world.search(per_query[q], 10, queries=[q], n_candidates=4)
         assert ids(single)[0] == ids(each)[q]
         assert single.stats["n_scored"][0] == each.stats["n_scored"][q]
 
 
 @pytest.mark.parametrize("early_stop", [True, False])
-def test_more_rounds_never_lose(world, early_stop):
+def test_more_rounds_never_lower_a_score(world, early_stop):
     before = np.full((4, 10), -np.inf)
     for rounds in range(1, 12):
         found = world.search(draw_entry_points(300, 9), 10, n_candidates=3, max_iter=rounds, early_stop=early_stop)
@@ -158,16 +159,16 @@ def test_permuting_documents_permutes_results(world):
     assert [order[row].tolist() for row in found.docids] == ids(expected)
 
 
-def test_documents_that_may_not_be_returned_are_walked_over(world):
+def test_filter_passes_through_excluded_documents(world):
     allowed = [np.arange(0, 300, 3), None, np.empty(0, np.int64), np.array([7])]
     found = world.search(np.arange(300), 10, allowed=allowed)
     assert ids(found) == ids(exhaustive_search(world.score, world.vectors, 4, 10, allowed=allowed))
-    walked = world.search(draw_entry_points(300, 9), 10, allowed=allowed, n_candidates=8)
-    assert all(set(row) <= set(range(0, 300, 3)) for row in ids(walked)[:1]) and ids(walked)[2] == []
+    found = world.search(draw_entry_points(300, 9), 10, allowed=allowed, n_candidates=8)
+    assert all(set(row) <= set(range(0, 300, 3)) for row in ids(found)[:1]) and ids(found)[2] == []
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_walk_goes_on_as_it_would_if_all_documents_could_be_returned(world, variant):
+def test_filter_does_not_change_which_documents_are_scored(world, variant):
     entries, allowed = draw_entry_points(300, 9), np.setdiff1d(np.arange(300), draw_entry_points(300, 9))
     options = {"n_candidates": 8, "variant": variant}
     free = world.search(entries, 10, **options)
@@ -178,35 +179,33 @@ def test_a_walk_goes_on_as_it_would_if_all_documents_could_be_returned(world, va
         assert [docid for docid in others if docid in allowed] == [docid for docid in row if docid in others]
 
 
-def test_documents_of_queries_own_are_evaluated_in_pieces(world, monkeypatch):
+def test_scoring_in_pieces_does_not_change_results(world, monkeypatch):
     expected = world.search(draw_entry_points(300, 9), 10, n_candidates=8)
-    monkeypatch.setattr("pyterrier_hypencoder.search.documents._EVALUATED_BYTES", 28 * world.vectors.shape[1])
+    monkeypatch.setattr("pyterrier_hypencoder.search.documents._SCORED_BYTES", 28 * world.vectors.shape[1])
     assert ids(world.search(draw_entry_points(300, 9), 10, n_candidates=8)) == ids(expected)
 
 
 @pytest.mark.parametrize("entries", [[np.array([3]), np.empty(0, np.int64), np.array([1, 2]), np.array([0, 0])]])
-def test_queries_may_begin_with_few_documents_or_none(world, entries):
+def test_queries_with_few_or_no_entry_points(world, entries):
     found = world.search(entries, 5)
     assert ids(found)[1] == [] and found.stats["n_scored"][1] == 0 and len(ids(found)[3]) == 5
 
 
-def test_a_collection_of_one_document():
+def test_collection_of_one_document():
     world = World(documents=2, neighbours=1)
     found = graph_search(world.score, world.vectors[:1], np.zeros((1, 1), np.uint32), np.array([0]), 4, 10)
     assert ids(found) == [[0]] * 4
 
 
-def test_entry_points():
-    assert draw_entry_points(100, 1000).tolist() == list(range(100))
-    assert (
-        draw_entry_points(1000, 10).tolist() == draw_entry_points(1000, 10).tolist() != draw_entry_points(1000, 10, 1).tolist()
-    )
-    assert [count_entry_points(n, 500) for n in (1, 499, 500, 10_000, 0.5, 1.0, 0.0001)] == [1, 499, 500, 500, 250, 500, 1]
+def test_presets_are_the_settings_of_the_paper():
+    settings = {name: [p["initial_candidates"], p["n_candidates"], p["max_iter"]] for name, p in PRESETS.items()}
+    assert settings == {"efficient_1": [10_000, 64, 16], "efficient_2": [100_000, 328, 20]}
+    assert {preset["algorithm"] for preset in PRESETS.values()} == {"graph"}
 
 
 @pytest.mark.parametrize("name", sorted(FOLDERS))
-def test_the_released_runs(name):
-    """The released code's approximate runs, from its own entry points, over its own graph and vectors."""
+def test_results_equal_the_released_code(name):
+    """The golden runs have recorded entry points, a recorded graph and recorded vectors."""
     numbers = Golden(FOLDERS[name])
     folder = numbers.folder if (numbers.folder / "graph.jsonl").exists() else numbers.folder.parent / "tiny_6l_cls_shared"
     docnos = [doc["docno"] for doc in numbers.texts["docs"]]

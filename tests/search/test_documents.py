@@ -1,0 +1,167 @@
+"""Documents during a search: shared memory with memory maps, seen documents, filters, and scores per query."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+import torch
+
+from pyterrier_hypencoder import QNets, QNetSpec, scoring
+from pyterrier_hypencoder.search.documents import Documents, as_tensor, take_rows
+
+SPEC = QNetSpec((8, 8, 1))
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def memory_map(tmp_path):
+    """A read-only memory map (50, 8) and its file."""
+    file = tmp_path / "vectors"
+    np.random.default_rng(0).normal(size=(50, 8)).astype(np.float16).tofile(file)
+    return np.memmap(file, np.float16, "r", shape=(50, 8)), file
+
+
+@pytest.fixture
+def always_warn():
+    """Let torch repeat warnings that it otherwise gives once per process."""
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(before)
+
+
+@pytest.mark.filterwarnings("error")
+def test_as_tensor_shares_read_only_memory_without_a_warning(memory_map, always_warn):
+    rows, _ = memory_map
+    with pytest.raises(UserWarning, match="not writable"):
+        torch.from_numpy(rows)  # the warning that as_tensor avoids
+    for part in (rows, rows[3:7], rows[:, ::2], rows[:0], np.asarray(rows), np.broadcast_to(rows[0], (4, 8))):
+        found = as_tensor(part)
+        assert found.dtype == torch.float16 and found.shape == part.shape
+        np.testing.assert_array_equal(found.numpy(), part)
+        assert not len(part) or found.data_ptr() == part.__array_interface__["data"][0]
+    assert not rows.flags.writeable
+
+
+def test_as_tensor_keeps_a_memory_map_open(memory_map):
+    _, file = memory_map
+    found = as_tensor(np.memmap(file, np.float16, "r", shape=(50, 8)))
+    gc.collect()
+    np.testing.assert_array_equal(found.numpy(), np.fromfile(file, np.float16).reshape(50, 8))
+
+
+def test_as_tensor_of_writable_arrays_and_tensors():
+    array = np.zeros((3, 2), np.float32)
+    as_tensor(array)[1, 1] = 5.0
+    assert array[1, 1] == 5.0
+    tensor = torch.zeros(3, 2)
+    assert as_tensor(tensor) is tensor
+
+
+def test_scoring_a_memory_map_leaves_the_file_unchanged(memory_map):
+    rows, file = memory_map
+    before = file.read_bytes()
+    nets = QNets.unflatten(torch.randn(2, SPEC.size, generator=torch.Generator().manual_seed(0)), SPEC)
+    for precision in ("fp32", "bf16"):
+        scoring.make_scorer(nets, device="cpu", precision=precision)(as_tensor(rows))
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.uint16, np.int64])
+def test_take_rows_of_integers_gives_int64(dtype):
+    rows = np.arange(12, dtype=dtype).reshape(4, 3)
+    found = take_rows(rows, torch.tensor([3, 0, 3]))
+    assert found.dtype == torch.int64 and found.tolist() == [[9, 10, 11], [0, 1, 2], [9, 10, 11]]
+
+
+def test_take_rows_of_memory_maps_and_tensors_are_equal(memory_map):
+    rows, _ = memory_map
+    docids = torch.tensor([[49, 0], [7, 7]])
+    assert torch.equal(take_rows(rows, docids), take_rows(as_tensor(rows), docids))
+    assert take_rows(rows, docids).shape == (2, 2, 8)
+
+
+class RowNumberScorer:
+    """Score a document with its first component, and keep all vectors that were scored."""
+
+    def __init__(self) -> None:
+        self.scored: list[torch.Tensor] = []
+
+    def __call__(self, vectors):
+        self.scored.append(vectors)
+        return vectors[:, 0].expand(3, -1)
+
+    def each(self, vectors, counts):
+        assert sum(counts) == len(vectors) and len(counts) == 3
+        self.scored.append(vectors)
+        return vectors[:, 0]
+
+    def select(self, queries):
+        raise NotImplementedError
+
+
+@pytest.fixture
+def documents() -> Documents:
+    """20 documents, whose scores are their docids, for three queries."""
+    return Documents(RowNumberScorer(), np.arange(20, dtype=np.float32)[:, None], 3, CPU)
+
+
+def test_mark_seen_returns_new_documents_once_and_sorted(documents):
+    queries, docids = documents.mark_seen(torch.tensor([2, 0, 0, 2, 0]), torch.tensor([5, 9, 3, 5, 9]))
+    assert (queries.tolist(), docids.tolist()) == ([0, 0, 2], [3, 9, 5])
+    queries, docids = documents.mark_seen(torch.tensor([0, 1, 2]), torch.tensor([9, 9, 4]))
+    assert (queries.tolist(), docids.tolist()) == ([1, 2], [9, 4])
+    assert documents.seen.sum(dim=1).tolist() == [2, 1, 2] and documents.seen[0, [3, 9]].all()
+
+
+def test_score_pads_queries_with_fewer_documents(documents):
+    scores, docids = documents.score(torch.tensor([0, 0, 0, 2]), torch.tensor([4, 1, 19, 7]))
+    assert scores.tolist() == [[4, 1, 19], [-torch.inf] * 3, [7, -torch.inf, -torch.inf]]
+    assert docids[0].tolist() == [4, 1, 19] and docids[2, 0] == 7
+    assert documents.n_scored.tolist() == [3, 0, 1]
+
+
+def test_score_of_no_documents_has_one_empty_column(documents):
+    nothing = torch.empty(0, dtype=torch.long)
+    scores, docids = documents.score(nothing, nothing)
+    assert scores.tolist() == [[-torch.inf]] * 3 and docids.shape == (3, 1)
+
+
+@pytest.mark.parametrize("size", [1, 12, 10**6])
+def test_score_in_pieces_equals_score_at_once(documents, monkeypatch, size):
+    monkeypatch.setattr("pyterrier_hypencoder.search.documents._SCORED_BYTES", size)
+    queries, docids = torch.tensor([0, 0, 1, 1, 1, 2]), torch.tensor([1, 2, 3, 4, 5, 6])
+    scores, _ = documents.score(queries, docids)
+    assert scores.tolist() == [[1, 2, -torch.inf], [3, 4, 5], [6, -torch.inf, -torch.inf]]
+    assert len(documents._score.scored) == {1: 6, 12: 2, 10**6: 1}[size]
+
+
+def test_shared_entry_points_are_scored_once(documents):
+    scores, docids = documents.score_entry_points(np.array([7, 3, 7]))
+    assert scores.tolist() == [[3, 7]] * 3 and docids.tolist() == [[3, 7]] * 3
+    assert documents.n_scored.tolist() == [2] * 3 and documents.seen.sum().item() == 6
+    assert sum(map(len, documents._score.scored)) == 2
+
+
+def test_entry_points_per_query_are_scored_once_per_query(documents):
+    scores, docids = documents.score_entry_points([np.array([7, 3, 7]), np.empty(0, np.int64), np.array([19])])
+    assert scores.tolist() == [[3, 7], [-torch.inf] * 2, [19, -torch.inf]] and docids[0].tolist() == [3, 7]
+    assert documents.n_scored.tolist() == [2, 0, 1]
+
+
+def test_apply_filter_hides_excluded_documents():
+    allowed = [np.array([1, 2]), None, np.empty(0, np.int64)]
+    documents = Documents(RowNumberScorer(), np.arange(4, dtype=np.float32)[:, None], 3, CPU, allowed)
+    assert documents.excluded is not None
+    assert documents.excluded.tolist() == [[True, False, False, True], [False] * 4, [True] * 4]
+    scores, docids = documents.score_entry_points(np.array([0, 2]))
+    assert documents.apply_filter(scores, docids).tolist() == [[-torch.inf, 2], [0, 2], [-torch.inf] * 2]
+
+
+@pytest.mark.parametrize("allowed", [None, [None, None, None]])
+def test_apply_filter_without_filters_changes_nothing(allowed):
+    documents = Documents(RowNumberScorer(), np.arange(4, dtype=np.float32)[:, None], 3, CPU, allowed)
+    scores, docids = documents.score_entry_points(np.array([0, 2]))
+    assert documents.excluded is None and documents.apply_filter(scores, docids) is scores
