@@ -1,13 +1,16 @@
-"""The approximate search of the released code as it was published: what this package's searches are measured against.
+"""The approximate search of the released code as it was published, for comparison.
 
-Rewritten from a description of what it does, and kept as it is: one query at a time, documents known by their docnos in
-dictionaries and sets, the best results in a locking queue, and each document that is offered to them read from the device by
-itself. It evaluates in float32, all candidates of a round at once. Three defects that make the published code fail are
-repaired, and nothing else:
+It is rewritten from a description of the published code and keeps its design. It searches with one query at a time, keeps
+documents by docno in dictionaries and sets, and collects the best results in a locking queue. It reads each score that is
+offered to the results from the device separately. It scores all candidates of a round at once in float32.
 
-- it copies the entry points with ``copy.deepcopy`` where ``copy`` is NumPy's function: AttributeError with the first query;
-- its command line passes ``ignore_same_id``, which the search does not take: TypeError (there is no such option here);
-- where one candidate is left, its score loses the dimension of the candidates: IndexError.
+Only three defects are repaired, because the published code fails with them:
+
+- It copies the entry points by ``copy.deepcopy``, although ``copy`` is NumPy's function there. The first query raises
+  AttributeError.
+- Its command line passes the option ``ignore_same_id``, which the search does not accept. It raises TypeError. This module
+  has no such option.
+- If a single candidate is left, its scores lose the dimension of the candidates. It raises IndexError.
 """
 
 import copy
@@ -19,12 +22,12 @@ import torch
 from torch import Tensor
 
 
-def draw_entries(docnos: Sequence[str], number: int = 10_000) -> list[str]:
-    """The entry points, which all queries share.
+def draw_entry_points(docnos: Sequence[str], number: int = 10_000) -> list[str]:
+    """Draw the entry points, which all queries share.
 
     Args:
-        docnos: of all documents.
-        number: how many; the published code fails where there are fewer documents.
+        docnos: Docnos of all documents.
+        number: Number of entry points. The published code fails if there are fewer documents.
     """
     random.seed(43)
     return [docnos[row] for row in random.sample(range(len(docnos)), number)]
@@ -41,21 +44,22 @@ def search(
     max_iter: int = 16,
     early_stop: bool = True,
 ) -> tuple[list[tuple[str, float]], int]:
-    """Searches with one query.
+    """Search with one query.
 
     Args:
-        qnet_score: gives the scores (1, n) of documents (n, D).
-        docnos: the row of each document.
-        vectors: (N, D), float32, where scores are computed.
-        neighbours: the docnos of each document's neighbours.
-        entry_ids: docnos of the entry points.
-        top_k: results.
-        ncandidates: documents that a round expands.
-        max_iter: rounds at most.
-        early_stop: whether to stop when a round brings nothing; without it, rounds without candidates go on.
+        qnet_score: Function that returns the scores (1, n) of document vectors (n, D).
+        docnos: Row of each document by docno.
+        vectors: Document vectors, (N, D), float32, on the device that computes the scores.
+        neighbours: Docnos of each document's neighbours, by docno.
+        entry_ids: Docnos of the entry points.
+        top_k: Number of results.
+        ncandidates: Number of documents that a round expands.
+        max_iter: Maximum number of rounds.
+        early_stop: If True, stop after a round that does not change the results. If False, rounds without candidates run
+            too.
 
     Returns:
-        docnos with their scores, best first, equal scores by docno; and the number of documents that were scored.
+        Docnos with scores, the best first and equal scores by docno, and the number of scored documents.
     """
     candidates = copy.deepcopy(entry_ids)
     seen = set(candidates)

@@ -1,9 +1,9 @@
-"""How fast q-nets are evaluated: every back-end and precision against plain torch in one large batch, in one run.
+"""Measure how fast q-nets score documents, for all back-ends and precisions.
 
     python benchmarks/scoring.py [--documents 32768] [--layers 6] [--width 768] [--queries 1] [--repeat 5]
 
-Prints documents per second (median over the repetitions) and the ratio to plain torch in fp32, which is how the released
-code evaluates a q-net.
+The baseline is plain torch in fp32 with one large batch, which is how the released code scores documents. The output is the
+number of documents per second (median over the repetitions) and its ratio to the baseline.
 """
 
 import argparse
@@ -15,9 +15,11 @@ import torch
 
 from pyterrier_hypencoder import QNets, QNetSpec, scoring
 
+BASELINE = "plain torch fp32"
 
-def seconds(function: Callable[[], object], repeat: int) -> float:
-    """The median time of a call, after one that does not count."""
+
+def measure_seconds(function: Callable[[], object], repeat: int) -> float:
+    """Return the median time of a call, after a warm-up call."""
     function()
     times = []
     for _ in range(repeat):
@@ -29,12 +31,26 @@ def seconds(function: Callable[[], object], repeat: int) -> float:
     return statistics.median(times)
 
 
+def make_candidates(qnets: QNets, vectors: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """Return functions that score all documents, by name."""
+    device = scoring.resolve_device("auto")
+    candidates: dict[str, Callable[[], object]] = {}
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        nets, block = qnets.to(device, dtype), vectors.to(device, dtype)
+        candidates[f"plain torch {precision}"] = lambda nets=nets, block=block: nets.score(block)
+        for backend in scoring.BACKENDS:
+            if backend.is_available() and backend.supports(qnets.spec, device, precision):
+                score = backend.prepare(qnets, device, precision)
+                candidates[f"{backend.name} {precision}"] = lambda score=score: score(vectors)
+    return candidates
+
+
 def main() -> None:
-    """Runs the comparison that the command line asks for."""
+    """Run the comparison that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--documents", type=int, default=32_768)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--layers", type=int, default=6, help="hidden layers of the q-nets (default 6)")
+    parser.add_argument("--width", type=int, default=768, help="width of vectors and hidden layers (default 768)")
     parser.add_argument("--queries", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=5)
     options = parser.parse_args()
@@ -42,22 +58,13 @@ def main() -> None:
     spec = QNetSpec((*[options.width] * (options.layers + 1), 1))
     qnets = QNets.unflatten(torch.randn(options.queries, spec.size) * (2 / options.width) ** 0.5, spec)
     vectors = torch.randn(options.documents, options.width)
-    device = scoring.resolve_device("auto")
-    ways: dict[str, Callable[[], object]] = {}
+    n_scores = options.documents * options.queries
     with torch.inference_mode():
-        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-            nets, block = qnets.to(device, dtype), vectors.to(device, dtype)
-            ways[f"plain torch {name}"] = lambda nets=nets, block=block: nets.score(block)
-        for backend in scoring.BACKENDS:
-            for precision in ("fp32", "bf16"):
-                if backend.is_available() and backend.supports(spec, device, precision):
-                    score = backend.scorer(qnets, device, precision)
-                    ways[f"{backend.name} {precision}"] = lambda score=score: score(vectors)
-        work = options.documents * options.queries
-        speed = {name: work / seconds(way, options.repeat) for name, way in ways.items()}
-    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, {options}")
-    for name, documents in speed.items():
-        print(f"{name:24} {documents:10.0f} documents/s {documents / speed['plain torch fp32']:6.2f}x")
+        candidates = make_candidates(qnets, vectors)
+        speed = {name: n_scores / measure_seconds(function, options.repeat) for name, function in candidates.items()}
+    print(f"torch {torch.__version__}, {scoring.resolve_device('auto')}, {torch.get_num_threads()} threads, {options}")
+    for name, docs_per_second in speed.items():
+        print(f"{name:24} {docs_per_second:10.0f} documents/s {docs_per_second / speed[BASELINE]:6.2f}x")
 
 
 if __name__ == "__main__":

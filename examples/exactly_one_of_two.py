@@ -38,7 +38,8 @@ from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndexer, Hypen
 from pyterrier_hypencoder.encoders import checkpoint
 from pyterrier_hypencoder.encoders.networks import DualEncoderConfig, HypencoderDualEncoder
 from pyterrier_hypencoder.training.collator import Collator
-from pyterrier_hypencoder.training.data import RowSampler, TrainingRows
+from pyterrier_hypencoder.training.row_sampler import RowSampler
+from pyterrier_hypencoder.training.training_rows import TrainingRows
 
 PROPERTIES = ("red", "round", "heavy", "hollow", "wooden", "old", "smooth", "sweet")
 KINDS = ("one property", "both of two", "exactly one of two")
@@ -224,7 +225,7 @@ def train_model(
         seed=seed,
         arguments={"use_cpu": True, "logging_strategy": "no"},  # the model is too small to benefit from a GPU
     )
-    rows = TrainingRows(folder / "rows.jsonl", RowSampler(negatives=ITEMS_PER_ROW - 1))
+    rows = TrainingRows(folder / "rows.jsonl", RowSampler(negatives_per_row=ITEMS_PER_ROW - 1))
     path = trainer.fit(rows, Collator(tokenizer))
     encoder_class = Hypencoder if model == "Hypencoder" else BiEncoder
     return encoder_class(str(path), device="cpu", dtype="fp32")

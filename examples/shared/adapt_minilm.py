@@ -19,7 +19,8 @@ from pyterrier_hypencoder import Hypencoder, HypencoderIndex, HypencoderTrainer
 from pyterrier_hypencoder.encoders import checkpoint, hub
 from pyterrier_hypencoder.encoders.loading import load_encoder
 from pyterrier_hypencoder.training.collator import Collator
-from pyterrier_hypencoder.training.data import RowSampler, TrainingRows
+from pyterrier_hypencoder.training.row_sampler import RowSampler
+from pyterrier_hypencoder.training.training_rows import TrainingRows
 from pyterrier_hypencoder.training.frozen_vectors import make_vector_lookup
 from shared.indexes import DOC_LENGTH, MINILM
 
@@ -100,7 +101,7 @@ def train_model(
     folder.mkdir(parents=True, exist_ok=True)
     recipe_file.write_text(description)
     tokenizer = hub.load_tokenizer(MINILM, None)
-    sampler = RowSampler(positive="type", negatives=recipe.negatives_per_row, item_texts=False)
+    sampler = RowSampler(positive="type", negatives_per_row=recipe.negatives_per_row, item_texts=False)
     collator = Collator(tokenizer, query_max_length=32, vectors=make_vector_lookup(documents))
     trainer = _make_trainer(kind, recipe, tokenizer, folder, seed)
     return trainer.fit(TrainingRows(rows, sampler, shuffle_buffer=0), collator, validate=validate, best="mean", resume=True)
