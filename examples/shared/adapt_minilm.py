@@ -19,9 +19,9 @@ from pyterrier_hypencoder import Hypencoder, HypencoderIndex, HypencoderTrainer
 from pyterrier_hypencoder.encoders import checkpoint, hub
 from pyterrier_hypencoder.encoders.loading import load_encoder
 from pyterrier_hypencoder.training.collator import Collator
+from pyterrier_hypencoder.training.frozen_vectors import make_vector_lookup
 from pyterrier_hypencoder.training.row_sampler import RowSampler
 from pyterrier_hypencoder.training.training_rows import TrainingRows
-from pyterrier_hypencoder.training.frozen_vectors import make_vector_lookup
 from shared.indexes import DOC_LENGTH, MINILM
 
 KINDS = ("hypencoder", "bi-encoder")
@@ -49,7 +49,7 @@ class Recipe:
         dropout: Dropout in the q-nets' hidden layers.
         losses: Names of losses. See ``HypencoderTrainer``.
         negatives_per_row: Negatives that are sampled from each row, in addition to the documents of other rows.
-        bf16: If True, compute in bf16 where torch supports it.
+        bf16: If True, compute in bf16 by autocast.
     """
 
     hidden: tuple[int, ...] = (96,)

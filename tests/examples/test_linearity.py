@@ -18,7 +18,7 @@ def test_linear_scores_are_recovered_and_others_are_not():
     assert linearity.measure_overlap(inner.abs(), fitted) <= 0.7
 
 
-def test_bi_encoder_overlaps_more_than_hypencoder_would_need_to(minilm, texts, docs, tmp_path):
+def test_linear_qnets_agree_with_their_linear_fit(minilm, texts, docs, tmp_path):
     from pyterrier_hypencoder import HypencoderIndexer
 
     index = HypencoderIndexer(tmp_path / "docs.hyp", minilm).index(docs)
