@@ -1,1 +1,1 @@
-"""Training of Hypencoders and bi-encoders, by distillation and contrast (paper, sections 3.5 and 4.2)."""
+"""Train Hypencoders and bi-encoders by distillation and with contrastive losses (paper, sections 3.5 and 4.2)."""

@@ -1,8 +1,8 @@
-"""Batches: sampled rows made into tensors."""
+"""Collate sampled rows into batches of tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,21 +12,34 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..options import check_positive
-from .data import Content, SampledRow
+from .row_sampler import Content, SampledRow
 
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes tensors of sampled rows.
+    """Collate sampled rows into a batch of tensors.
 
     Args:
-        tokenizer: of Hugging Face, for rows with texts; None where all texts are given as tokens.
-        query_max_length: tokens of a query, as in the paper; the rest is cut, the last special token kept.
-        doc_max_length: tokens of a document, as in the paper (512 in the released README).
-        query_prefix: put before every query's text.
-        doc_prefix: put before every document's text.
-        vectors: gives the vectors (n, D) of n docnos, where documents are frozen; their texts are then not looked at.
-        pad_token_id: where there is no tokenizer.
+        tokenizer: Hugging Face tokenizer. None if all texts are given as token ids.
+        query_max_length: Maximum number of tokens of a query; 32 in the paper. Longer ones keep their last special token.
+        doc_max_length: Maximum number of tokens of a document; 196 in the paper, 512 in the released README.
+        query_prefix: Text before every query.
+        doc_prefix: Text before every document.
+        vectors: Function from n docnos to document vectors (n, D), for frozen documents. The items' texts are then not used.
+        pad_token_id: Padding token if there is no tokenizer.
+
+    Raises:
+        ValueError: If a length is not a positive integer.
+
+    Example:
+        >>> row = {"query_id": "q1", "query": [2, 7, 3], "item_ids": ["d1", "d2"], "items": [[2, 3], [2, 8, 9, 3]],
+        ...     "scores": [5.0, 1.0]}
+        >>> batch = Collator(doc_max_length=3)([row])
+        >>> batch["item_ids"]
+        tensor([[2, 3, 0],
+                [2, 8, 3]])
+        >>> batch["teacher"]
+        tensor([[5., 1.]])
     """
 
     tokenizer: Any = None
@@ -42,69 +55,77 @@ class Collator:
         check_positive("doc_max_length", self.doc_max_length)
 
     def __call__(self, rows: Sequence[SampledRow]) -> dict[str, Tensor]:
-        """Makes a batch.
+        """Collate B rows with M items each.
+
+        Args:
+            rows: Sampled rows with equal numbers of items.
 
         Returns:
-            ``query_ids``, ``query_mask`` (B, T) int64; ``item_ids``, ``item_mask`` (B * M, T) int64, row by row, or
-            ``item_vectors`` (B * M, D) float32; ``teacher`` (B, M) float32 where all rows have scores. Padded on the right,
-            each to its own longest text.
+            Tensors by name, padded on the right to the longest text of the batch:
+
+            - ``query_ids`` and ``query_mask``: int64, shape (B, T).
+            - ``item_ids`` and ``item_mask``: int64, row by row, shape (B * M, T). Only without ``vectors``.
+            - ``item_vectors``: float32, shape (B * M, D). Only with ``vectors``.
+            - ``teacher``: float32, shape (B, M). Only if all rows have scores.
 
         Raises:
-            ValueError: where rows have different numbers of items, or a text or vector is not what it should be.
+            ValueError: If rows have different numbers of items, or if a text or a vector is missing or malformed.
         """
         sizes = sorted({len(row["item_ids"]) for row in rows})
         if len(sizes) != 1:
-            raise ValueError(f"expected rows with the same number of items, found {sizes}; sample them all alike")
-        queries = [row["query"] for row in rows]
-        batch = self._encode("query", queries, self.query_max_length, self.query_prefix)
+            raise ValueError(f"All rows of a batch must have the same number of items, got {sizes}.")
+        batch = self._encode("query", [row["query"] for row in rows], self.query_max_length, self.query_prefix)
         if self.vectors is not None:
             batch["item_vectors"] = self._look_up([docno for row in rows for docno in row["item_ids"]])
         else:
             items = [item for row in rows for item in row["items"] or []]
             if len(items) != sizes[0] * len(rows):
-                raise ValueError(
-                    "expected rows with the items' texts, found none; sample with item_texts=True, or give vectors"
-                )
+                raise ValueError("The rows have no item texts. Sample with item_texts=True, or pass vectors to the collator.")
             batch |= self._encode("item", items, self.doc_max_length, self.doc_prefix)
         if all(row["scores"] is not None for row in rows):
-            batch["teacher"] = torch.tensor([row["scores"] for row in rows], dtype=torch.float32)
+            batch["teacher"] = torch.tensor([row["scores"] for row in rows], dtype=torch.float32)  # (B, M)
         return batch
 
     def _encode(self, name: str, contents: list[Content], max_length: int, prefix: str) -> dict[str, Tensor]:
-        texts = [prefix + content for content in contents if isinstance(content, str)]
-        pad, encoded = self.pad_token_id, iter(())
+        """Return padded token ids and attention mask of texts, which may be token ids already."""
+        pad = self.pad_token_id
         if self.tokenizer is not None:
             max_length = min(max_length, self.tokenizer.model_max_length)
             pad = self.tokenizer.pad_token_id or 0
-        elif texts:
-            raise ValueError(
-                f"expected token ids, as there is no tokenizer, found the text {texts[0]!r:.60}; give a tokenizer"
-            )
-        if texts:
-            encoded = iter(self.tokenizer(texts, truncation=True, max_length=max_length)["input_ids"])
-        # A blank text has no tokens at all where the tokenizer adds no special ones.
+        encoded = self._tokenize([prefix + content for content in contents if isinstance(content, str)], max_length)
+        # A blank text has no tokens if the tokenizer adds no special ones.
         tokens = [(next(encoded) or [pad]) if isinstance(c, str) else self._cut(c, max_length, prefix) for c in contents]
         ids = pad_sequence([torch.tensor(t) for t in tokens], batch_first=True, padding_value=pad)
         mask = pad_sequence([torch.ones(len(t), dtype=torch.long) for t in tokens], batch_first=True)
         return {f"{name}_ids": ids, f"{name}_mask": mask}
 
+    def _tokenize(self, texts: list[str], max_length: int) -> Iterator[list[int]]:
+        """Return the token ids of each text."""
+        if not texts:
+            return iter(())
+        if self.tokenizer is None:
+            raise ValueError(f"Without a tokenizer all texts must be token ids, got {texts[0]!r:.60}. Pass a tokenizer.")
+        return iter(self.tokenizer(texts, truncation=True, max_length=max_length)["input_ids"])
+
     def _cut(self, tokens: list[int], max_length: int, prefix: str) -> list[int]:
+        """Return at most ``max_length`` token ids, and keep the last one, which is a special token."""
         if prefix:
-            raise ValueError(f"expected texts to put {prefix!r} before, found token ids; sample with content='text'")
+            raise ValueError(f"The prefix {prefix!r} needs texts, got token ids. Sample with content='text'.")
         if self.tokenizer is not None and max(tokens) >= len(self.tokenizer):
             raise ValueError(
-                f"expected token ids below {len(self.tokenizer)}, the tokenizer's size, found {max(tokens)}; the data were "
-                "made with another tokenizer: sample with content='text'"
+                f"Token ids must be below {len(self.tokenizer)}, the size of the tokenizer, got {max(tokens)}. The rows were "
+                "made with another tokenizer: sample with content='text'."
             )
         return tokens if len(tokens) <= max_length else [*tokens[: max_length - 1], tokens[-1]]
 
     def _look_up(self, docnos: list[str | None]) -> Tensor:
+        """Return the vectors of documents (n, D)."""
         if None in docnos:
-            raise ValueError("expected an id in every item to find its vector by, found items without; add docnos as ids")
+            raise ValueError("Document vectors are found by docno, but some items have no id. Add ids to all items.")
         vectors = np.asarray(self.vectors(docnos), dtype=np.float32)  # type: ignore[misc, arg-type]
         if vectors.ndim != 2 or len(vectors) != len(docnos):
-            raise ValueError(f"vectors: expected an array of shape ({len(docnos)}, D), found {vectors.shape}")
+            raise ValueError(f"vectors must return an array of shape ({len(docnos)}, D), got {vectors.shape}.")
         if not np.isfinite(vectors).all():
             docno = docnos[int(np.argmin(np.isfinite(vectors).all(axis=1)))]
-            raise ValueError(f"vectors: expected finite numbers, found NaN or infinity in that of {docno!r}; encode it again")
+            raise ValueError(f"The vector of document {docno!r} contains NaN or infinity. Encode the document again.")
         return torch.tensor(vectors)

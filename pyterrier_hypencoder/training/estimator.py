@@ -1,4 +1,4 @@
-"""The estimator: training as a stage of a PyTerrier pipeline."""
+"""Training as a stage of a PyTerrier pipeline."""
 
 from __future__ import annotations
 
@@ -12,31 +12,42 @@ import pyterrier as pt
 from ..encoders.base import Encoder
 from ..encoders.columns import TextField, list_text_fields
 from ..encoders.loading import load_encoder
-from .data import RowSampler, TrainingRows
-from .mining import digest, mine
+from .mining import digest_frame, mine
+from .row_sampler import RowSampler
 from .trainer import HypencoderTrainer
+from .training_rows import TrainingRows
 from .validation import Validation
 
 
 class HypencoderEstimator(pt.Estimator):
-    """Trains a model on topics and judgements, then re-ranks with it.
+    """Train a model on topics and judgements, then re-rank with it.
 
-    As the last stage of a pipeline, ``(bm25 % 100 >> get_text >> estimator).fit(topics, qrels, val_topics, val_qrels)``, it
-    learns from the candidates that the stages before it found: relevant ones against the others. Alone, given ``docs`` and a
-    ``retriever``, it learns from topics, relevant documents, and what the retriever finds besides them. Validation goes the
-    same way: candidates are re-ranked, or ``docs`` indexed and searched.
+    There are two ways to use it. Validation works like training: it re-ranks candidates, or indexes and searches ``docs``.
+
+    - As the last stage of a pipeline, ``(bm25 % 100 >> get_text >> estimator).fit(topics, qrels, val_topics, val_qrels)``:
+      it learns to tell the relevant candidates of the earlier stages from the others.
+    - Alone, with ``docs`` and a ``retriever``: it learns to tell relevant documents from the other results of the retriever.
 
     Args:
-        trainer: the trainer; training rows are written into its ``output_dir``.
-        docs: documents with docno and text; see :func:`pyterrier_hypencoder.training.mining.mine`. None takes the texts of the
-            candidates, so that relevant documents which were not found are not learnt from.
-        retriever: pipeline that finds negatives for topics that bring no candidates.
-        teacher: pipeline that scores candidates, for distillation.
-        negatives: negatives of a topic that are written, and at most sampled.
-        sampled: negatives that are sampled for a row.
-        measures: of ir_measures; the first one chooses the best checkpoint.
-        text_field: the field with a document's text, or several.
-        resume: go on from the last checkpoint in ``output_dir``.
+        trainer: Trainer of the model. Training rows are written into its ``output_dir``.
+        docs: Documents with docno and text; see :func:`pyterrier_hypencoder.training.mining.mine`. None uses the texts of the
+            candidates. Relevant documents that are not among the candidates are then not used.
+        retriever: Pipeline that finds negatives for topics without candidates.
+        teacher: Pipeline that scores candidates, for distillation.
+        negatives_per_query: Maximum number of negatives to write per topic.
+        negatives_per_row: Number of negatives to draw whenever a topic is used.
+        measures: Measures of ir_measures. The first one chooses the best checkpoint.
+        text_field: Field with the text of a document, or a list of fields.
+        resume: If True, continue from the last checkpoint in ``output_dir``.
+
+    Example:
+        >>> from pyterrier_hypencoder import BiEncoder, HypencoderEstimator, HypencoderTrainer
+        >>> trainer = HypencoderTrainer(
+        ...     BiEncoder("sentence-transformers/all-MiniLM-L6-v2"), "new-model", losses=["listwise_ce"], scale=20
+        ... )
+        >>> estimator = HypencoderEstimator(trainer, negatives_per_row=4)
+        >>> pipeline = bm25 % 100 >> get_text >> estimator  # doctest: +SKIP
+        >>> pipeline.fit(topics, qrels, val_topics, val_qrels)  # doctest: +SKIP
     """
 
     def __init__(
@@ -46,8 +57,8 @@ class HypencoderEstimator(pt.Estimator):
         docs: Any = None,
         retriever: Any = None,
         teacher: Any = None,
-        negatives: int = 100,
-        sampled: int = 8,
+        negatives_per_query: int = 100,
+        negatives_per_row: int = 8,
         measures: Sequence[Any] = ("nDCG@10",),
         text_field: TextField = "text",
         resume: bool = False,
@@ -57,8 +68,8 @@ class HypencoderEstimator(pt.Estimator):
         self.docs = docs
         self.retriever = retriever
         self.teacher = teacher
-        self.negatives = negatives
-        self.sampled = sampled
+        self.negatives_per_query = negatives_per_query
+        self.negatives_per_row = negatives_per_row
         self.measures = measures
         self.text_field = text_field
         self.resume = resume
@@ -66,13 +77,13 @@ class HypencoderEstimator(pt.Estimator):
 
     @property
     def model(self) -> Encoder:
-        """The trained model, to index with for example.
+        """Trained model, for example to index with.
 
         Raises:
-            RuntimeError: before :meth:`fit`.
+            RuntimeError: If :meth:`fit` was not called.
         """
         if self._model is None:
-            raise RuntimeError("expected a trained model, found none yet; call fit(topics, qrels, ...) first")
+            raise RuntimeError("The estimator is not trained yet. Call fit(topics, qrels, ...) first.")
         return self._model
 
     def fit(
@@ -82,21 +93,22 @@ class HypencoderEstimator(pt.Estimator):
         topics_or_res_va: pd.DataFrame | None = None,
         qrels_va: pd.DataFrame | None = None,
     ) -> HypencoderEstimator:
-        """Trains; with validation topics and judgements the best checkpoint is kept, else the last.
+        """Train the model, and keep the best checkpoint by validation, or the last one without validation.
 
         Args:
-            topics_or_res_tr: qid and query, perhaps with candidates: docno and text.
-            qrels_tr: qid, docno, label.
-            topics_or_res_va: the same to validate on, every ``eval_steps`` of the trainer's arguments, or ten times in all.
-            qrels_va: its judgements.
+            topics_or_res_tr: Training topics with qid and query, or their candidates with docno and text as well.
+            qrels_tr: Training judgements with qid, docno and label.
+            topics_or_res_va: Validation topics or candidates. They are measured every ``eval_steps`` of the trainer's
+                arguments, or ten times in the run.
+            qrels_va: Validation judgements.
 
         Returns:
-            Itself.
+            The estimator itself.
 
         Raises:
-            ValueError: where documents or a retriever are missing; and as the trainer's ``fit``.
+            ValueError: If there are no candidates and ``docs`` or ``retriever`` is missing.
         """
-        rows = self._rows(topics_or_res_tr, qrels_tr)
+        rows = self._write_rows(topics_or_res_tr, qrels_tr)
         validate = None
         if topics_or_res_va is not None and qrels_va is not None:
             validate = Validation(
@@ -113,22 +125,29 @@ class HypencoderEstimator(pt.Estimator):
         return self
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Scores and ranks documents by their text with the trained model; needs qid, query, docno and text."""
+        """Score and rank documents by their text with the trained model.
+
+        Args:
+            inp: Frame with qid, query, docno and text.
+
+        Raises:
+            RuntimeError: If :meth:`fit` was not called.
+        """
         return self.model.text_scorer(text_field=self.text_field)(inp)
 
-    def _rows(self, given: pd.DataFrame, qrels: pd.DataFrame) -> TrainingRows:
+    def _write_rows(self, given: pd.DataFrame, qrels: pd.DataFrame) -> TrainingRows:
+        """Mine training rows from candidates, or from topics with the retriever."""
         topics, docs, retriever, name = given, self.docs, self.retriever, "rows"
         if "docno" in given.columns:
-            name += (
-                f"-{digest(given[[c for c in given.columns if c in ('qid', 'docno', *list_text_fields(self.text_field))]])}"
-            )
+            used = [c for c in given.columns if c in ("qid", "docno", *list_text_fields(self.text_field))]
+            name += f"-{digest_frame(given[used])}"  # other candidates get another file
             topics = given[["qid", "query"]].drop_duplicates("qid")
             retriever = pt.Transformer.from_df(given)
             docs = given.drop_duplicates("docno") if docs is None else docs
         elif docs is None or retriever is None:
             raise ValueError(
-                "expected candidates (docno and text) beside the topics, or an estimator with docs and a retriever, found "
-                "neither; put it behind a pipeline that retrieves, or pass docs=... and retriever=..."
+                "The estimator needs candidates (docno and text) beside the topics, or docs and a retriever. Put it behind a "
+                "pipeline that retrieves, or pass docs=... and retriever=..."
             )
         path = mine(
             topics,
@@ -136,9 +155,11 @@ class HypencoderEstimator(pt.Estimator):
             docs,
             retriever,
             path=Path(self.trainer.output_dir) / f"{name}.jsonl.gz",
-            negatives=self.negatives,
+            negatives_per_query=self.negatives_per_query,
             teacher=self.teacher,
             text_field=self.text_field,
         )
-        sampler = RowSampler(positive="type", negatives=self.sampled, require_scores=self.teacher is not None)
+        sampler = RowSampler(
+            positive="type", negatives_per_row=self.negatives_per_row, require_scores=self.teacher is not None
+        )
         return TrainingRows(path, sampler, on_too_few_items="skip")

@@ -1,4 +1,4 @@
-"""Vectors of frozen documents: read from an index, so that training need not encode them."""
+"""Stored vectors of frozen documents, so training does not encode them."""
 
 from __future__ import annotations
 
@@ -11,41 +11,50 @@ from ..identity import shorten
 
 
 def make_vector_lookup(source: Any, docnos: Sequence[str] | None = None) -> Callable[[list[str]], np.ndarray]:
-    """What a collator finds the vectors of documents by.
+    """Build a function that finds stored document vectors by docno, for the option ``vectors`` of the collator.
 
     Args:
-        source: a ``HypencoderIndex``, a ``FlexIndex`` of pyterrier_dr, or an array (N, D).
-        docnos: the N docnos of an array.
+        source: ``HypencoderIndex``, ``FlexIndex`` of pyterrier_dr, or array (N, D).
+        docnos: Docnos of the rows of an array, N of them.
 
     Returns:
-        A function that turns n docnos into their vectors, (n, D); it raises ValueError where it does not know one.
+        Function from n docnos to float32 vectors (n, D). It raises ValueError for unknown docnos.
 
     Raises:
-        ValueError: where the source is nothing of the kind, or docnos and rows are not equally many.
+        ValueError: If the source is something else, or if the numbers of docnos and vectors differ.
+
+    Example:
+        >>> lookup = make_vector_lookup(np.eye(2), ["d1", "d2"])
+        >>> lookup(["d2"])
+        array([[0., 1.]], dtype=float32)
     """
     if hasattr(source, "payload"):  # FlexIndex
         lookup, array, _ = source.payload()
-        return _reader(source, array, lambda wanted: [int(i) for i in lookup.inv[wanted]])
+        return _make_reader(source, array, lambda wanted: [int(i) for i in lookup.inv[wanted]])
     if hasattr(source, "vectors") and hasattr(source, "docnos"):
-        return _reader(source, source.vectors, source.docnos.find)
+        return _make_reader(source, source.vectors, source.docnos.find)
     if not isinstance(source, np.ndarray) or source.ndim != 2 or docnos is None or len(docnos) != len(source):
         raise ValueError(
-            "expected a HypencoderIndex, a FlexIndex, or an array (N, D) with its N docnos, found "
-            f"{getattr(source, 'shape', shorten(source))} and {'no' if docnos is None else len(docnos)} docnos"
+            "source must be a HypencoderIndex, a FlexIndex, or an array (N, D) with N docnos, got "
+            f"{getattr(source, 'shape', shorten(source))} and {'no' if docnos is None else len(docnos)} docnos."
         )
     rows = {docno: row for row, docno in enumerate(docnos)}
-    return _reader("the array", source, lambda wanted: [rows.get(docno, -1) for docno in wanted])
+    return _make_reader("the array", source, lambda wanted: [rows.get(docno, -1) for docno in wanted])
 
 
-def _reader(name: Any, array: np.ndarray, find: Callable[[list[str]], Sequence[int]]) -> Callable[[list[str]], np.ndarray]:
-    def read(wanted: list[str]) -> np.ndarray:
+def _make_reader(
+    name: Any, array: np.ndarray, find: Callable[[list[str]], Sequence[int]]
+) -> Callable[[list[str]], np.ndarray]:
+    """Build the lookup from a function that returns the row of each docno, or a negative number if it is unknown."""
+
+    def read_vectors(wanted: list[str]) -> np.ndarray:
         rows = np.asarray(find(wanted), dtype=np.int64)
         if (rows < 0).any():
             unknown = [docno for docno, row in zip(wanted, rows, strict=True) if row < 0]
             raise ValueError(
-                f"expected vectors of all documents of the training rows in {name}, found none of {len(unknown)}, such "
-                f"as {unknown[:3]}; index them, or leave their rows out"
+                f"{name} has no vectors of {len(unknown)} documents of the training rows, such as {unknown[:3]}. Index these "
+                "documents, or leave out their rows."
             )
         return np.asarray(array[rows], dtype=np.float32)
 
-    return read
+    return read_vectors

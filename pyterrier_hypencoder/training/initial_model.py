@@ -1,30 +1,47 @@
-"""Where training starts: the dual encoder of a model at hand, or one that a configuration describes."""
+"""The model that training starts from: an existing encoder, or one that a configuration describes."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..encoders import checkpoint, hub
 from ..encoders.hypencoder import Hypencoder
 from ..encoders.loading import check_encoder
 from ..encoders.networks import DualEncoderConfig, HypencoderDualEncoder
 from .collator import Collator
-from .config import ModelConfig
+
+if TYPE_CHECKING:
+    from .config import ModelConfig
 
 
-def prepare_training(model: Any, *, shared: bool) -> tuple[HypencoderDualEncoder, Any, Collator | None, dict[str, Any]]:
-    """What is trained of a model that is at hand.
+class InitialModel(NamedTuple):
+    """A dual encoder to train, and what belongs to it.
 
     Args:
-        model: an encoder, which stays as it is, or a dual encoder, which is trained itself.
-        shared: whether both sides of a dense model become one transformer.
+        encoder: Dual encoder, which training changes.
+        tokenizer: Its Hugging Face tokenizer, or None if unknown.
+        collator: Collator with the lengths and prefixes of the encoder, or None if unknown.
+        encoder_options: Options for loading checkpoints as the same kind of encoder.
+    """
 
-    Returns:
-        The dual encoder; a tokenizer and batches that fit the model, or None for a dual encoder; and the options that
-        checkpoints are loaded with to be such an encoder.
+    encoder: HypencoderDualEncoder
+    tokenizer: Any
+    collator: Collator | None
+    encoder_options: dict[str, Any]
+
+
+def prepare_training(model: Any, *, shared: bool) -> InitialModel:
+    """Return a dual encoder to train, from an encoder or a dual encoder.
+
+    Args:
+        model: Encoder, which is copied, or dual encoder, which is trained itself.
+        shared: If True, a dense model becomes one transformer for queries and documents instead of two.
+
+    Raises:
+        ValueError: If the model is neither.
     """
     if isinstance(model, HypencoderDualEncoder):
-        return model, None, None, {}
+        return InitialModel(model, None, None, {})
     check_encoder(model)
     name, revision = model.name_or_path, model.revision
     if isinstance(model, Hypencoder):
@@ -44,27 +61,29 @@ def prepare_training(model: Any, *, shared: bool) -> tuple[HypencoderDualEncoder
         query_prefix=model.query_prefix,
         doc_prefix=model.doc_prefix,
     )
-    return encoder, tokenizer, collator, model.options(skip=("pooling", "normalize", "qnet"))
+    return InitialModel(encoder, tokenizer, collator, model.options(skip=("pooling", "normalize", "qnet")))
 
 
 def build_initial_model(config: ModelConfig) -> tuple[HypencoderDualEncoder, Any]:
-    """The dual encoder that is trained, and its tokenizer.
+    """Build the dual encoder that a configuration describes.
+
+    Args:
+        config: Section ``model`` of a configuration.
+
+    Returns:
+        The dual encoder and its tokenizer.
 
     Raises:
-        FileNotFoundError: where a model is missing.
-        ValueError: where options do not fit it.
+        FileNotFoundError: If a model is missing.
+        ValueError: If options do not fit the model.
     """
     if config.checkpoint is not None:
-        start = config.checkpoint
-        if config.weights:
-            encoder, _ = checkpoint.load(start, qnet=config.qnet)
-        else:
-            adjusted = checkpoint.override_config(checkpoint.read_config(start), qnet=config.qnet)
-            encoder = checkpoint.build(adjusted, start, seed=config.seed)
+        source = config.checkpoint
+        encoder = _load_checkpoint(config, source)
     elif config.dense is not None:
-        start = config.dense
+        source = config.dense
         encoder = checkpoint.from_dense(
-            start,
+            source,
             hidden=config.hidden,
             shared_encoder=config.shared_encoder,
             pooling=config.pooling,
@@ -73,14 +92,22 @@ def build_initial_model(config: ModelConfig) -> tuple[HypencoderDualEncoder, Any
             **config.qnet,
         )
     else:
-        start = str(config.backbone)
-        encoder = _from_backbone(config, start)
+        source = str(config.backbone)
+        encoder = _build_on_backbone(config, source)
     backbone = encoder.config.query_encoder_kwargs.get("model_name_or_path", "")
-    return encoder, hub.load_tokenizer(config.tokenizer or start, None, backbone)
+    return encoder, hub.load_tokenizer(config.tokenizer or source, None, backbone)
 
 
-def _from_backbone(config: ModelConfig, backbone: str) -> HypencoderDualEncoder:
-    """A dual encoder whose transformers begin as a backbone; the head at random, or as that of another model."""
+def _load_checkpoint(config: ModelConfig, source: str) -> HypencoderDualEncoder:
+    """Load a checkpoint, or build its architecture with random weights."""
+    if config.weights:
+        return checkpoint.load(source, qnet=config.qnet)[0]
+    adjusted = checkpoint.override_config(checkpoint.read_config(source), qnet=config.qnet)
+    return checkpoint.build(adjusted, source, seed=config.seed)
+
+
+def _build_on_backbone(config: ModelConfig, backbone: str) -> HypencoderDualEncoder:
+    """Build a dual encoder on a backbone. Its hyper-head is random, or copied from a checkpoint."""
     pooling = config.pooling or "cls"
     width = hub.backbone_config(backbone, None, "model.backbone").hidden_size
     query: dict[str, Any] = {"model_name_or_path": backbone}
@@ -93,34 +120,39 @@ def _from_backbone(config: ModelConfig, backbone: str) -> HypencoderDualEncoder:
             "converter_kwargs": {"vector_dimensions": [width, *config.hidden, 1], **config.qnet},
         }
     passage = {"model_name_or_path": backbone, "pooling_type": pooling, "normalize": bool(config.normalize)}
-    kind = "TextDualEncoder" if config.hidden is None else "HypencoderDualEncoder"
-    encoder = checkpoint.build(DualEncoderConfig(kind, query, passage, config.shared_encoder), seed=config.seed)
+    architecture = "TextDualEncoder" if config.hidden is None else "HypencoderDualEncoder"
+    encoder = checkpoint.build(DualEncoderConfig(architecture, query, passage, config.shared_encoder), seed=config.seed)
     if config.weights:
         weights = hub.load_transformer(backbone).state_dict()
         for side in (encoder.query_encoder, encoder.passage_encoder):
             side.transformer.load_state_dict(weights)
         if config.head_from is not None:
-            _take_head(encoder, config.head_from)
+            _copy_head(encoder, config.head_from)
     return encoder
 
 
-def _take_head(encoder: HypencoderDualEncoder, name_or_path: str) -> None:
-    """Puts the hyper-head of a checkpoint in place of a model's own."""
-    theirs = checkpoint.read_config(name_or_path)
-    expected, found = ((model.architecture, model.qnet_spec, model.head_init) for model in (encoder.config, theirs))
+def _copy_head(encoder: HypencoderDualEncoder, name_or_path: str) -> None:
+    """Copy the hyper-head of a checkpoint into an encoder.
+
+    Raises:
+        ValueError: If the q-nets or the shapes of the heads differ.
+    """
+    source = checkpoint.read_config(name_or_path)
+    expected, found = ((c.architecture, c.qnet_spec, c.head_init) for c in (encoder.config, source))
     if found != expected:
         raise ValueError(
-            f"model.head_from: expected q-nets of model.hidden and model.qnet, {expected}, found {found} in {name_or_path!r}; "
-            "change the former"
+            f"model.head_from: the q-nets of {name_or_path!r} differ from model.hidden and model.qnet. They must be {found}, got "
+            f"{expected}."
         )
-    own, head = (
+    own_head, head = (
         {name: value for name, value in weights.items() if name.startswith("query_encoder.") and ".transformer." not in name}
         for weights in (encoder.state_dict(), checkpoint.read_weights(name_or_path))
     )
-    misfits = [name for name in {**own, **head} if name not in own or name not in head or own[name].shape != head[name].shape]
+    names = {**own_head, **head}
+    misfits = [n for n in names if n not in own_head or n not in head or own_head[n].shape != head[n].shape]
     if misfits:
         raise ValueError(
-            f"model.head_from: expected the hyper-head of {name_or_path!r} to fit a backbone of width "
-            f"{encoder.query_encoder.transformer.config.hidden_size}, found other names or shapes: {', '.join(misfits[:5])}"
+            f"model.head_from: the hyper-head of {name_or_path!r} does not fit a backbone of width "
+            f"{encoder.query_encoder.transformer.config.hidden_size}: other names or shapes of {', '.join(misfits[:5])}."
         )
     encoder.load_state_dict(head, strict=False)

@@ -1,29 +1,35 @@
-"""Training data from PyTerrier: negatives mined by any retriever, teacher scores from any re-ranker, written once."""
+"""Mine training rows with PyTerrier pipelines: negatives from any retriever, teacher scores from any re-ranker."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 import logging
 import math
-import os
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from more_itertools import chunked
 
 from ..encoders.columns import TextField, join_text, list_text_fields, read_docnos, read_queries
 from ..options import check_positive
+from .row_files import check_row_file, check_suffix, write_row_file
 
 _LOG = logging.getLogger(__name__)
-_SUFFIXES = (".jsonl", ".jsonl.gz")
-_TOPICS = 256
-"""Topics that pipelines are given together; bounds the frames in memory."""
+_TOPICS_PER_BATCH = 256
+"""Number of topics that a pipeline gets at once, which bounds the frames in memory."""
+
+
+class MinedTopic(NamedTuple):
+    """A topic with the docnos of its relevant documents and of its negatives."""
+
+    qid: str
+    query: str
+    positives: list[str]
+    negatives: list[str]
 
 
 def mine(
@@ -33,226 +39,222 @@ def mine(
     retriever: Any,
     *,
     path: str | Path,
-    negatives: int = 100,
+    negatives_per_query: int = 100,
     teacher: Any = None,
     text_field: TextField = "text",
     max_rank: int | None = None,
     min_label: int = 1,
     seed: int = 0,
 ) -> Path:
-    """Writes training rows made of topics, judgements and documents, once; what is there already is used again.
+    """Write training rows made from topics, judgements and documents, or reuse the file if it exists.
 
-    A row has the topic's relevant documents first, the highest label foremost, then its negatives by rank; types are
-    ``positive`` and ``negative``: read it with ``RowSampler(positive="type")``, which takes no relevant document for a
-    negative. Topics without a relevant document in ``docs`` are left out. Beside the file stands ``PATH.json``, which says
-    what it was made from; of documents that are no dataset it knows the number only.
+    A row holds the relevant documents of a topic by label, then its negatives by rank. Their types are ``positive`` and
+    ``negative``, so read the file with ``RowSampler(positive="type")``. Topics without a relevant document in ``docs`` are
+    left out. ``PATH.json`` describes the inputs. It only holds the number of documents, unless they are a dataset.
 
     Args:
-        topics: qid, query, and what the retriever needs.
-        qrels: qid, docno, label.
-        docs: documents with docno and text: an iterable of dictionaries, a frame, or a dataset of PyTerrier. Read once, and
-            only texts that are needed are kept.
-        retriever: pipeline that finds negatives: what it returns and is not judged relevant.
-        path: the file to write, ``.jsonl`` or ``.jsonl.gz``.
-        negatives: negatives of a topic, at most.
-        teacher: pipeline that gives scores to a frame with qid, query, docno and text; it must keep all rows.
-        text_field: the field with a document's text, or several.
-        max_rank: take negatives at random from this many documents of the retriever; None takes the first ones.
-        min_label: the lowest label of relevant documents.
-        seed: of that choice.
+        topics: Frame with qid, query and what the retriever needs.
+        qrels: Frame with qid, docno and label.
+        docs: Documents with docno and text: iterable of dictionaries, frame, or PyTerrier dataset. They are read once, and
+            only the needed texts stay in memory.
+        retriever: Pipeline that finds negatives. Its results that are not judged relevant are used.
+        path: File to write, ``.jsonl`` or ``.jsonl.gz``.
+        negatives_per_query: Maximum number of negatives per topic.
+        teacher: Pipeline that scores a frame with qid, query, docno and text, and keeps all rows. None writes no scores.
+        text_field: Field with the text of a document, or a list of fields.
+        max_rank: Number of top documents from which the negatives are drawn at random. None takes the first ones.
+        min_label: Lowest label of relevant documents.
+        seed: Seed of the random draw.
 
     Returns:
-        The path, for :class:`TrainingRows`.
+        The path, for :class:`~pyterrier_hypencoder.training.training_rows.TrainingRows`.
 
     Raises:
-        FileExistsError: where the file there was made from something else, or is incomplete.
-        ValueError: where no topic can be used, or something given is not what it should be. Nothing is written then.
+        FileExistsError: If the file exists and was made from other inputs, or is incomplete.
+        ValueError: If no topic can be used, or an input is malformed. Nothing is written then.
+
+    Example:
+        >>> import json, tempfile
+        >>> import pyterrier as pt
+        >>> docs = [{"docno": "d1", "text": "Mars"}, {"docno": "d2", "text": "Venus"}]
+        >>> topics = pd.DataFrame({"qid": ["q1"], "query": ["red planet"]})
+        >>> qrels = pd.DataFrame({"qid": ["q1"], "docno": ["d1"], "label": [1]})
+        >>> retriever = pt.Transformer.from_df(pd.DataFrame({"qid": ["q1"] * 2, "docno": ["d1", "d2"], "rank": [0, 1]}))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     row = json.loads(mine(topics, qrels, docs, retriever, path=folder + "/rows.jsonl").read_text())
+        >>> row["query"]
+        {'id': 'q1', 'content': 'red planet'}
+        >>> [(item["content"], item["type"]) for item in row["items"]]
+        [('Mars', 'positive'), ('Venus', 'negative')]
     """
     path, fields = Path(path), list_text_fields(text_field)
-    check_positive("negatives", negatives)
+    check_positive("negatives_per_query", negatives_per_query)
     check_positive("max_rank", 1 if max_rank is None else max_rank)
-    if not path.name.endswith(_SUFFIXES):
-        raise ValueError(f"path: expected a name that ends with {' or '.join(_SUFFIXES)}, found {path.name!r}")
-    topics, qrels = _checked_frames(topics, qrels)
+    check_suffix(path)
+    topics, qrels = _check_frames(topics, qrels)
+    options = {"negatives_per_query": negatives_per_query, "max_rank": max_rank, "seed": seed}
     made_from = {
-        "topics": f"{len(topics)} rows, {digest(topics[['qid', 'query']])}",
-        "qrels": f"{len(qrels)} rows, {digest(qrels)}",
-        **{"docs": _name(docs), "retriever": _name(retriever), "teacher": None if teacher is None else _name(teacher)},
-        **{"negatives": int(negatives), "max_rank": None if max_rank is None else int(max_rank), "min_label": min_label},
-        **{"fields": fields, "seed": seed},
+        **_describe_inputs(topics, qrels, docs, retriever, teacher),
+        **{name: value if value is None else int(value) for name, value in options.items()},
+        **{"min_label": min_label, "fields": fields},
     }
     if path.exists():
-        _check_made_from(path, made_from)
-        _LOG.info("%s: used again", path)
+        check_row_file(path, made_from)
+        _LOG.info("%s exists and is reused.", path)
         return path
-    items, texts = _collect(topics, _relevant(qrels, min_label), docs, fields, retriever, (negatives, max_rank, seed))
-    few = sum(len(lists[1]) < negatives for lists in items.values())
-    _LOG.log(
-        logging.WARNING if len(items) < len(topics) else logging.INFO,
-        "%s: rows for %d of %d topics; left out %d without a relevant document in docs; %d have fewer than %d negatives",
-        *(path, len(items), len(topics), len(topics) - len(items), few, negatives),
-    )
-    if not items:
-        raise ValueError(
-            f"expected topics with a relevant document (label >= {min_label}) in docs, found none of {len(topics)}; do the "
-            "qids of topics and qrels, and the docnos of qrels and docs, fit together?"
-        )
-    _write(path, _rows(items, texts, teacher), made_from)
+    relevant = _list_relevant(qrels, min_label)
+    negatives = _find_negatives(topics[topics["qid"].isin(relevant)], relevant, retriever, options)
+    mined, texts = _join_topics(topics, relevant, negatives, docs, fields)
+    _check_mined(path, mined, len(topics), negatives_per_query, min_label)
+    write_row_file(path, _make_rows(mined, texts, teacher), made_from)
     return path
 
 
-def _collect(
-    topics: pd.DataFrame,
-    relevant: dict[str, list[str]],
-    docs: Any,
-    fields: list[str],
-    retriever: Any,
-    how: tuple[int, int | None, int],
-) -> tuple[dict[tuple[str, str], tuple[list[str], list[str]]], dict[str, str]]:
-    """Positive and negative docnos of each usable topic (qid, query), and the documents' texts."""
-    topics = topics[topics["qid"].isin(relevant)]
-    found: dict[str, list[str]] = {}
-    for start in range(0, len(topics), _TOPICS):
-        found |= _negatives(retriever.transform(topics.iloc[start : start + _TOPICS]), relevant, *how)
-    texts = _texts(docs, fields, {d for qid in topics["qid"] for d in (*relevant[qid], *found.get(qid, ()))})
-    items = {}
-    for qid, query in zip(topics["qid"], topics["query"], strict=True):
-        positives, negatives = ([d for d in docnos if d in texts] for docnos in (relevant[qid], found.get(qid, [])))
-        if positives:
-            items[qid, query] = (positives, negatives)
-    return items, texts
-
-
-def _checked_frames(topics: pd.DataFrame, qrels: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Topics and judgements (qid, docno, label) whose ids are strings."""
+def _check_frames(topics: pd.DataFrame, qrels: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Check topics and judgements, and return them with ids as strings."""
     _check_columns("topics", topics, "qid", "query")
     _check_columns("qrels", qrels, "qid", "docno", "label")
     read_queries(topics)
     topics = topics.assign(qid=topics["qid"].astype(str))
     if topics["qid"].duplicated().any():
         twice = topics["qid"][topics["qid"].duplicated()].iloc[0]
-        raise ValueError(f"topics: expected every qid once, found {twice!r} more often; drop duplicates")
+        raise ValueError(f"topics must have every qid once, got {twice!r} several times. Drop the duplicates.")
     return topics, qrels[["qid", "docno", "label"]].astype({"qid": str, "docno": str})
 
 
 def _check_columns(name: str, frame: pd.DataFrame, *columns: str) -> None:
     if not set(columns) <= set(frame.columns):
-        raise ValueError(f"{name}: expected the columns {list(columns)}, found {list(frame.columns)}")
+        raise ValueError(f"{name} must have the columns {', '.join(columns)}, got {', '.join(map(str, frame.columns))}.")
 
 
-def _relevant(qrels: pd.DataFrame, min_label: int) -> dict[str, list[str]]:
-    """Docnos of each topic's relevant documents, the highest label first."""
+def _list_relevant(qrels: pd.DataFrame, min_label: int) -> dict[str, list[str]]:
+    """Return the docnos of each topic's relevant documents, the highest label first."""
     judged = qrels[qrels["label"] >= min_label].sort_values("label", ascending=False, kind="stable")
     return {str(qid): list(dict.fromkeys(docnos)) for qid, docnos in judged.groupby("qid")["docno"]}
 
 
-def _negatives(
-    results: pd.DataFrame, relevant: dict[str, list[str]], negatives: int, max_rank: int | None, seed: int
+def _find_negatives(
+    topics: pd.DataFrame, relevant: Mapping[str, list[str]], retriever: Any, options: Mapping[str, Any]
 ) -> dict[str, list[str]]:
-    """Docnos of each topic's negatives, by rank."""
-    by = "rank" if "rank" in results.columns else "score"
-    _check_columns("retriever", results, "qid", "docno", by)
-    results = results.sort_values(by, ascending=by == "rank", kind="stable")
-    results = results.assign(qid=results["qid"].astype(str), docno=read_docnos(results))
-    found = {}
-    for qid, docnos in results.groupby("qid")["docno"]:
-        judged = set(relevant.get(str(qid), ()))
-        candidates = [docno for docno in dict.fromkeys(docnos.iloc[:max_rank]) if docno not in judged]
-        if max_rank is not None and len(candidates) > negatives:
-            chosen = random.Random(f"{seed}/{qid}").sample(range(len(candidates)), negatives)
-            candidates = [candidates[i] for i in sorted(chosen)]
-        found[str(qid)] = candidates[:negatives]
+    """Return the docnos of each topic's negatives, by rank."""
+    found: dict[str, list[str]] = {}
+    for start in range(0, len(topics), _TOPICS_PER_BATCH):
+        results = retriever.transform(topics.iloc[start : start + _TOPICS_PER_BATCH])
+        by = "rank" if "rank" in results.columns else "score"
+        _check_columns("the results of retriever", results, "qid", "docno", by)
+        results = results.sort_values(by, ascending=by == "rank", kind="stable")
+        results = results.assign(qid=results["qid"].astype(str), docno=read_docnos(results))
+        for qid, docnos in results.groupby("qid")["docno"]:
+            found[str(qid)] = _pick_negatives(str(qid), list(docnos), set(relevant.get(str(qid), ())), **options)
     return found
 
 
-def _texts(docs: Any, fields: list[str], needed: set[str]) -> dict[str, str]:
-    """The texts of the documents that are needed, of one reading."""
+def _pick_negatives(
+    qid: str, ranked: list[str], relevant: set[str], *, negatives_per_query: int, max_rank: int | None, seed: int
+) -> list[str]:
+    """Return the negatives of one topic, by rank."""
+    candidates = [docno for docno in dict.fromkeys(ranked[:max_rank]) if docno not in relevant]
+    if max_rank is not None and len(candidates) > negatives_per_query:
+        drawn = random.Random(f"{seed}/{qid}").sample(range(len(candidates)), negatives_per_query)
+        candidates = [candidates[i] for i in sorted(drawn)]
+    return candidates[:negatives_per_query]
+
+
+def _join_topics(
+    topics: pd.DataFrame,
+    relevant: Mapping[str, list[str]],
+    negatives: Mapping[str, list[str]],
+    docs: Any,
+    fields: list[str],
+) -> tuple[list[MinedTopic], dict[str, str]]:
+    """Return the topics that have a relevant document in ``docs``, and the needed texts by docno."""
+    topics = topics[topics["qid"].isin(relevant)]
+    texts = _read_texts(docs, fields, {d for qid in topics["qid"] for d in (*relevant[qid], *negatives.get(qid, ()))})
+    mined = []
+    for qid, query in zip(topics["qid"], topics["query"], strict=True):
+        lists = ([d for d in docnos if d in texts] for docnos in (relevant[qid], negatives.get(qid, [])))
+        topic = MinedTopic(qid, query, *lists)
+        if topic.positives:
+            mined.append(topic)
+    return mined, texts
+
+
+def _read_texts(docs: Any, fields: list[str], needed: set[str]) -> dict[str, str]:
+    """Return the texts of the needed documents by docno, in one pass over all documents."""
     if hasattr(docs, "get_corpus_iter"):
         docs = docs.get_corpus_iter(verbose=False)
     documents = docs.to_dict("records") if isinstance(docs, pd.DataFrame) else docs
     return {doc["docno"]: join_text(doc, fields) for doc in documents if doc.get("docno") in needed}
 
 
-def _rows(
-    items: dict[tuple[str, str], tuple[list[str], list[str]]], texts: dict[str, str], teacher: Any
-) -> Iterator[dict[str, Any]]:
-    for batch in chunked(items.items(), _TOPICS):
-        scores: dict[tuple[str, str], float] = {}
-        if teacher is not None:
-            pairs = [(*topic, docno, texts[docno]) for topic, lists in batch for docno in (*lists[0], *lists[1])]
-            scored = teacher.transform(pd.DataFrame(pairs, columns=["qid", "query", "docno", "text"]))
-            _check_columns("teacher", scored, "qid", "docno", "score")
-            scores = {(row.qid, row.docno): float(row.score) for row in scored.itertuples()}
-            for qid, _, docno, _ in pairs:
-                if not math.isfinite(scores.get((qid, docno), math.nan)):
-                    raise ValueError(
-                        f"teacher: expected a finite score for every document, found {scores.get((qid, docno))} for query "
-                        f"{qid!r}, document {docno!r}; the pipeline must score all that it is given and cut nothing"
-                    )
-        for (qid, query), lists in batch:
-            row: dict[str, Any] = {"query": {"id": qid, "content": query}, "items": []}
-            for kind, docnos in zip(("positive", "negative"), lists, strict=True):
+def _check_mined(path: Path, mined: Sequence[MinedTopic], n_topics: int, negatives_per_query: int, min_label: int) -> None:
+    """Log how many topics are used.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    n_few = sum(len(topic.negatives) < negatives_per_query for topic in mined)
+    _LOG.log(
+        logging.WARNING if len(mined) < n_topics else logging.INFO,
+        "%s: rows for %d of %d topics. %d topics have no relevant document in docs. %d have fewer than %d negatives.",
+        *(path, len(mined), n_topics, n_topics - len(mined), n_few, negatives_per_query),
+    )
+    if not mined:
+        raise ValueError(
+            f"None of {n_topics} topics has a relevant document (label >= {min_label}) in docs. Check that the qids of topics "
+            "and qrels match, and the docnos of qrels and docs."
+        )
+
+
+def _make_rows(mined: Sequence[MinedTopic], texts: Mapping[str, str], teacher: Any) -> Iterator[dict[str, Any]]:
+    """Yield one training row per topic."""
+    for topics in chunked(mined, _TOPICS_PER_BATCH):
+        scores = {} if teacher is None else _score_items(topics, texts, teacher)
+        for topic in topics:
+            row: dict[str, Any] = {"query": {"id": topic.qid, "content": topic.query}, "items": []}
+            for kind, docnos in (("positive", topic.positives), ("negative", topic.negatives)):
                 for docno in docnos:
-                    score = {"score": scores[qid, docno]} if scores else {}
+                    score = {"score": scores[topic.qid, docno]} if scores else {}
                     row["items"].append({"id": docno, "content": texts[docno], "type": kind, **score})
             yield row
 
 
-def _write(path: Path, rows: Iterable[dict[str, Any]], made_from: dict[str, Any]) -> None:
-    """Writes rows and facts; the rows appear last, at once and whole, so that a killed run leaves nothing that is used."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, facts_file = path.with_name(f".{path.name}.{os.getpid()}.tmp"), _facts_file(path)
-    number, items = 0, 0
-    try:
-        with open(temporary, "wb") as raw:
-            # Without a name and time in its header, the file is the same whenever it is made.
-            file = gzip.GzipFile("", "wb", fileobj=raw, mtime=0) if path.name.endswith(".gz") else raw
-            for row in rows:
-                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
-                number, items = number + 1, items + len(row["items"])
-            if file is not raw:
-                file.close()
-            raw.flush()
-            os.fsync(raw.fileno())
-        facts = {"made_from": made_from, "rows": number, "items": items, "bytes": temporary.stat().st_size}
-        facts_file.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _score_items(topics: Sequence[MinedTopic], texts: Mapping[str, str], teacher: Any) -> dict[tuple[str, str], float]:
+    """Return the teacher's score of every item by qid and docno."""
+    pairs = [(t.qid, t.query, docno, texts[docno]) for t in topics for docno in (*t.positives, *t.negatives)]
+    scored = teacher.transform(pd.DataFrame(pairs, columns=["qid", "query", "docno", "text"]))
+    _check_columns("the results of teacher", scored, "qid", "docno", "score")
+    scores = {(row.qid, row.docno): float(row.score) for row in scored.itertuples()}
+    for qid, _, docno, _ in pairs:
+        if not math.isfinite(scores.get((qid, docno), math.nan)):
+            raise ValueError(
+                f"teacher must give every document a finite score, got {scores.get((qid, docno))} for query {qid!r}, document "
+                f"{docno!r}. It must keep all rows."
+            )
+    return scores
 
 
-def _check_made_from(path: Path, made_from: dict[str, Any]) -> None:
-    """Checks that the file there is complete and was made from the same."""
-    try:
-        facts = json.loads(_facts_file(path).read_text(encoding="utf-8"))
-        stored, size = facts["made_from"], facts["bytes"]
-    except (OSError, ValueError, KeyError, TypeError) as err:
-        raise FileExistsError(
-            f"expected the facts of {path} in {_facts_file(path)}, found none that can be read; move the file away, or give "
-            "another path"
-        ) from err
-    differing = [f"{key}={stored.get(key)!r} (now {value!r})" for key, value in made_from.items() if stored.get(key) != value]
-    if path.stat().st_size != size:
-        differing.append(f"a size of {path.stat().st_size} bytes (once {size})")
-    if differing:
-        raise FileExistsError(
-            f"expected {path} to be made from what is given now, found {', '.join(differing)}; delete it to mine again, or "
-            "give another path"
-        )
+def _describe_inputs(
+    topics: pd.DataFrame, qrels: pd.DataFrame, docs: Any, retriever: Any, teacher: Any
+) -> dict[str, str | None]:
+    """Return short descriptions of the inputs, which tell whether they have changed."""
+    return {
+        "topics": f"{len(topics)} rows, {digest_frame(topics[['qid', 'query']])}",
+        "qrels": f"{len(qrels)} rows, {digest_frame(qrels)}",
+        "docs": _describe(docs),
+        "retriever": _describe(retriever),
+        "teacher": None if teacher is None else _describe(teacher),
+    }
 
 
-def _facts_file(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
-
-
-def _name(given: Any) -> str:
-    """What facts call pipelines and documents, the same in every process."""
-    is_data = isinstance(given, pd.DataFrame) or not (hasattr(given, "transform") or hasattr(given, "get_corpus_iter"))
+def _describe(value: Any) -> str:
+    """Return a description of a pipeline or of documents, which is the same in every process."""
+    is_data = isinstance(value, pd.DataFrame) or not (hasattr(value, "transform") or hasattr(value, "get_corpus_iter"))
     if is_data:
-        return type(given).__name__ + (f" of {len(given)}" if hasattr(given, "__len__") else "")
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(given))
+        return type(value).__name__ + (f" of {len(value)}" if hasattr(value, "__len__") else "")
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
-def digest(frame: pd.DataFrame) -> str:
-    """What tells a frame from others."""
+def digest_frame(frame: pd.DataFrame) -> str:
+    """Return a digest of the contents of a frame."""
     return hashlib.blake2b(frame.to_csv(index=False).encode(), digest_size=8).hexdigest()

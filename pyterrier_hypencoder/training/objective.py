@@ -1,4 +1,4 @@
-"""The training step: a dual encoder with its losses as one module, so that it runs under any launcher."""
+"""Training objective: a dual encoder and its weighted losses as one module, which any launcher can wrap."""
 
 from __future__ import annotations
 
@@ -13,29 +13,27 @@ from ..qnet import QNets
 from . import losses
 from .parameters import is_trained
 
-LISTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "margin_mse": losses.margin_mse,
-    "kl": losses.kl,
-    "listwise_ce": lambda scores, teacher: losses.listwise_ce(scores),
-}
-"""Losses of each query's scores of its own items, (B, M)."""
+DISTILLATION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"margin_mse": losses.margin_mse, "kl": losses.kl}
+"""Losses of the scores of each query's own items and of a teacher's scores, both (B, M)."""
+LISTWISE: dict[str, Callable[[Tensor], Tensor]] = {"listwise_ce": losses.listwise_ce}
+"""Losses of the scores of each query's own items (B, M)."""
 IN_BATCH = ("in_batch_ce", "in_batch_ce_all")
-"""Losses of each query's scores of the batch's items; the paper's takes the first item of every row."""
-LOSSES = (*LISTWISE, *IN_BATCH)
-DISTILLATION = ("margin_mse", "kl")
+"""Losses of each query's scores for items of the batch: ``in_batch_ce`` for the first item of each row (B, B), as in the
+paper, and ``in_batch_ce_all`` for all items (B, B * M)."""
+LOSSES = (*DISTILLATION, *LISTWISE, *IN_BATCH)
 
 
-class TrainingNetwork(nn.Module):
+class TrainingObjective(nn.Module):
     """A dual encoder and the weighted sum of its losses.
 
     Args:
-        encoder: the dual encoder.
-        weights: the factor of each loss by name; see :data:`LOSSES`.
-        widths: widths of the q-nets' hidden layers over which losses are averaged (Matryoshka); None for the full one.
-        scale: factor of the scores in all losses.
+        encoder: Dual encoder.
+        weights: Factor of each loss by name; see :data:`LOSSES`.
+        widths: Widths of the q-nets' hidden layers over which the losses are averaged (Matryoshka). None uses the full width.
+        scale: Factor of the scores in all losses.
 
     Raises:
-        ValueError: for unknown losses, or none.
+        ValueError: If there are no losses, or unknown ones.
     """
 
     def __init__(
@@ -48,22 +46,22 @@ class TrainingNetwork(nn.Module):
         super().__init__()
         unknown = sorted(set(weights) - set(LOSSES))
         if unknown or not weights:
-            raise ValueError(f"losses: expected some of {list(LOSSES)}, found {unknown or 'none'}")
+            raise ValueError(f"losses must be among {', '.join(LOSSES)}, got {', '.join(unknown) or 'none'}.")
         self.encoder = encoder
         self.weights = dict(weights)
         self.widths = None if widths is None else list(widths)
         self.scale = scale
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Trades time for memory: the backbones' activations are computed again for the gradients."""
+        """Recompute the backbones' activations in the backward pass, which saves memory and costs time."""
         for side in (self.encoder.query_encoder, self.encoder.passage_encoder):
-            # What transformers did by default before version 5 gives no gradients where embeddings are frozen.
+            # The default before transformers 5 (reentrant) gives no gradients if the embeddings are frozen.
             side.transformer.gradient_checkpointing_enable(gradient_checkpointing_kwargs or {"use_reentrant": False})
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:
-        """The same by the name that transformers 5 uses."""
+        """Do the same as :meth:`gradient_checkpointing_enable`, under the name that transformers 5 calls."""
         self.gradient_checkpointing_enable(activation_checkpointing_kwargs)
 
     def forward(
@@ -75,50 +73,64 @@ class TrainingNetwork(nn.Module):
         item_vectors: Tensor | None = None,
         teacher: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """One step on a batch of B rows with M items each, as the collator makes it.
+        """Return the loss of a batch of B rows with M items each, as the collator builds it.
 
         Args:
-            query_ids: (B, T).
-            query_mask: (B, T).
-            item_ids: (B * M, T), row by row, the positive first.
-            item_mask: (B * M, T).
-            item_vectors: (B * M, D), instead of tokens, where documents are frozen.
-            teacher: (B, M), for distillation.
+            query_ids: Token ids of the queries, shape (B, T).
+            query_mask: Attention mask of the queries, shape (B, T).
+            item_ids: Token ids of the items row by row, the positive first, shape (B * M, T).
+            item_mask: Attention mask of the items, shape (B * M, T).
+            item_vectors: Vectors of frozen documents, shape (B * M, D). They replace ``item_ids`` and ``item_mask``.
+            teacher: Scores of the teacher, shape (B, M). Only distillation losses need them.
 
         Returns:
             ``loss``, a scalar.
+
+        Raises:
+            ValueError: If a distillation loss has no teacher scores.
         """
-        items = self._encoded(item_ids, item_mask) if item_vectors is None else item_vectors
+        items = self._encode_items(item_ids, item_mask) if item_vectors is None else item_vectors  # (B * M, D)
         queries = self.encoder.query_encoder(query_ids, query_mask)
         qnets = queries if isinstance(queries, QNets) else QNets.linear(queries)
         nets = [qnets] if self.widths is None else [qnets.narrow(width) for width in self.widths]
-        return {"loss": torch.stack([self._loss(net, items, teacher) for net in nets]).mean()}
+        return {"loss": torch.stack([self._compute_loss(net, items, teacher) for net in nets]).mean()}
 
-    def _encoded(self, ids: Tensor | None, mask: Tensor | None) -> Tensor:
-        """Document vectors; frozen encoders give those that they give an index, without dropout."""
+    def _encode_items(self, ids: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Return document vectors. A frozen encoder works without dropout, so its vectors equal those of an index."""
         encoder = self.encoder.passage_encoder
         if is_trained(encoder):
             return encoder(ids, mask)
-        training = encoder.training
+        was_training = encoder.training
         encoder.eval()
         with torch.no_grad():
             vectors = encoder(ids, mask)
-        encoder.train(training)  # a query encoder that shares the transformer keeps its dropout
+        encoder.train(was_training)  # a query encoder may share the transformer and keeps its dropout
         return vectors
 
-    def _loss(self, qnets: QNets, items: Tensor, teacher: Tensor | None) -> Tensor:
-        per_row = len(items) // len(qnets)
+    def _compute_loss(self, qnets: QNets, items: Tensor, teacher: Tensor | None) -> Tensor:
+        """Return the weighted sum of all losses for q-nets of one width."""
+        n_items = len(items) // len(qnets)
         total = items.new_zeros(())
-        own = None
+        own_scores: Tensor | None = None
         for name, weight in self.weights.items():
-            if name in LISTWISE:
-                if own is None:
-                    own = self.scale * qnets.score(items.view(len(qnets), per_row, -1), training=self.training)
-                if name in DISTILLATION and teacher is None:
-                    raise ValueError(f"{name}: expected teacher scores in the data, found none; add them, or drop the loss")
-                total = total + weight * LISTWISE[name](own, teacher if teacher is not None else own)
+            if name in IN_BATCH:
+                candidates = items[::n_items] if name == "in_batch_ce" else items
+                loss = losses.in_batch_ce(self._score(qnets, candidates))  # (B, B) or (B, B * M)
             else:
-                chosen = items[::per_row] if name == "in_batch_ce" else items
-                scores = self.scale * qnets.score(chosen, training=self.training)
-                total = total + weight * losses.in_batch_cross_entropy(scores)
+                if own_scores is None:
+                    own_scores = self._score(qnets, items.view(len(qnets), n_items, -1))  # (B, M)
+                loss = _compute_row_loss(name, own_scores, teacher)
+            total = total + weight * loss
         return total
+
+    def _score(self, qnets: QNets, vectors: Tensor) -> Tensor:
+        return self.scale * qnets.score(vectors, training=self.training)
+
+
+def _compute_row_loss(name: str, scores: Tensor, teacher: Tensor | None) -> Tensor:
+    """Return a loss of the scores of each query's own items (B, M)."""
+    if name in LISTWISE:
+        return LISTWISE[name](scores)
+    if teacher is None:
+        raise ValueError(f"{name} needs teacher scores, but the data has none. Add scores to all items, or drop the loss.")
+    return DISTILLATION[name](scores, teacher)

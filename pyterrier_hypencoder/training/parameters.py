@@ -1,9 +1,8 @@
-"""Parameters: which of a dual encoder's are trained, at what rate, and LoRA's in place of the backbones' own."""
+"""Parameters of a dual encoder: which are trained, and at which learning rate."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,155 +10,126 @@ from torch import Tensor, nn
 
 from ..encoders.networks import HypencoderDualEncoder
 from ..options import check_choice, check_positive
+from .adapters import add_adapters, has_adapters
 
-TRAINED = ("all", "queries", "head")
-_ENCODERS = (".transformer.", "_encoder.projection.")  # what makes vectors
+TRAIN_CHOICES = ("all", "queries", "head")
+_ENCODER_PARTS = (".transformer.", "_encoder.projection.")
 
 
-def choose(
+def select_parameters(
     encoder: HypencoderDualEncoder, train: str, *, backbone_layers: int | None = None, lora: Mapping[str, Any] | None = None
 ) -> None:
-    """Freezes what is not trained, and poolers, which no score depends on.
+    """Set which parameters of an encoder are trained, in place, and freeze all others.
+
+    Poolers of backbones are always frozen, because no score depends on them.
 
     Args:
-        encoder: the dual encoder, changed in place.
-        train: ``all``; ``queries`` (documents frozen); ``head`` (only the hyper-head, and the linear map of
-            query vectors where there is one; see :func:`pyterrier_hypencoder.model.linear_map`).
-        backbone_layers: how many of the last layers of a trained backbone are trained; None for all, and the embeddings.
-        lora: options of ``peft.LoraConfig``: a trained backbone then learns through adapters alone.
+        encoder: Dual encoder.
+        train: ``all``, ``queries`` (documents are frozen) or ``head`` (only the hyper-head, and the projection of query
+            vectors if there is one).
+        backbone_layers: Number of last layers of a trained backbone to train. None trains all layers and the embeddings.
+        lora: Options of ``peft.LoraConfig``. The adapters of a trained backbone are then trained in place of its weights.
 
     Raises:
-        ImportError: where LoRA is asked for and peft is not installed.
-        ValueError: where options contradict each other or do not fit the encoder.
+        ImportError: If ``lora`` is given and peft is not installed.
+        ValueError: If options contradict each other or do not fit the encoder.
     """
-    check_choice("train", train, TRAINED)
-    if has_adapters(encoder):
-        raise ValueError(
-            "model: expected a dual encoder without adapters, found one that was trained with LoRA; load its checkpoint, in "
-            "which they are merged"
-        )
-    for name, value in {"backbone_layers": backbone_layers, "lora": lora}.items():
-        if value is not None and train == "head":
-            raise ValueError(f"{name}: expected none with train='head', which leaves backbones as they are, found {value!r}")
-    if backbone_layers is not None and lora is not None:
-        raise ValueError("expected backbone_layers or lora, found both; peft's layers_to_transform chooses layers")
-    encoder.requires_grad_(True)  # whatever an earlier stage of training has frozen
+    _check_options(encoder, train, backbone_layers, lora)
+    encoder.requires_grad_(True)  # an earlier training stage may have frozen parameters
     query, passage = encoder.query_encoder, encoder.passage_encoder
-    if train == "queries" and query.transformer is passage.transformer:
-        raise ValueError(
-            "train='queries': expected encoders of their own for queries and documents, found a shared one (shared_encoder), "
-            "which cannot be trained and frozen at once; use train='head', or a checkpoint with two"
-        )
     if train != "all":
         passage.requires_grad_(False)
     if train == "head":
         query.transformer.requires_grad_(False)
     trained = {"all": [query.transformer, passage.transformer], "queries": [query.transformer], "head": []}[train]
-    for transformer in {id(transformer): transformer for transformer in trained}.values():
+    for transformer in {id(transformer): transformer for transformer in trained}.values():  # once if it is shared
         if lora is not None:
-            _add_lora(transformer, lora)
+            add_adapters(transformer, lora)
         elif backbone_layers is not None:
-            _keep_last(transformer, backbone_layers)
+            _freeze_all_but_last(transformer, backbone_layers)
     for side in (query, passage):
         pooler = getattr(side.transformer, "pooler", None)
         if isinstance(pooler, nn.Module):
             pooler.requires_grad_(False)
     if not is_trained(encoder):
         raise ValueError(
-            f"train={train!r}: expected something to train, found nothing; a bi-encoder has no head, "
-            "unless it was made with query_projection=True"
+            f"train={train!r} leaves nothing to train, because a bi-encoder has no head unless it was built with "
+            "query_projection=True. Use train='queries' or 'all'."
         )
 
 
-def _keep_last(transformer: Any, number: int) -> None:
-    """Freezes all but the last layers."""
+def _check_options(
+    encoder: HypencoderDualEncoder, train: str, backbone_layers: int | None, lora: Mapping[str, Any] | None
+) -> None:
+    check_choice("train", train, TRAIN_CHOICES)
+    if has_adapters(encoder):
+        raise ValueError(
+            "model already has LoRA adapters from an earlier training. Load its checkpoint instead, because adapters are "
+            "merged there."
+        )
+    for name, value in {"backbone_layers": backbone_layers, "lora": lora}.items():
+        if value is not None and train == "head":
+            raise ValueError(f"{name} has no effect with train='head', which freezes the backbones, got {value!r}.")
+    if backbone_layers is not None and lora is not None:
+        raise ValueError("Give backbone_layers or lora, not both. The peft option layers_to_transform selects layers.")
+    if train == "queries" and encoder.query_encoder.transformer is encoder.passage_encoder.transformer:
+        raise ValueError(
+            "train='queries' needs separate encoders for queries and documents, got a shared one (shared_encoder). Use "
+            "train='head', or a checkpoint with two encoders."
+        )
+
+
+def _freeze_all_but_last(transformer: Any, number: int) -> None:
+    """Freeze all but the last layers of a transformer."""
     check_positive("backbone_layers", number)
     depth = transformer.config.num_hidden_layers
     stacks = [module for module in transformer.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
     if number > depth or not stacks:
-        raise ValueError(f"backbone_layers: expected at most the backbone's {depth} layers, found {number}")
+        raise ValueError(f"backbone_layers must be at most {depth}, the depth of the backbone, got {number}.")
     transformer.requires_grad_(False)
     stacks[0][-number:].requires_grad_(True)
 
 
-def _add_lora(transformer: nn.Module, lora: Mapping[str, Any]) -> None:
-    if refused := sorted(option for option in ("use_dora", "lora_bias", "modules_to_save") if lora.get(option)):
-        raise ValueError(f"lora: expected options whose adapters can be merged into the weights, found {', '.join(refused)}")
-    try:
-        import peft
-    except ImportError as err:
-        raise ImportError("LoRA needs peft: pip install peft") from err
-    peft.inject_adapter_in_model(peft.LoraConfig(**lora), transformer)
-
-
-def _lora_layers(network: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The layers with adapters by name, those of a shared backbone under all names."""
-    for name, module in network.named_modules(remove_duplicate=False):
-        if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer"):
-            yield name, module
-
-
-def has_adapters(network: nn.Module) -> bool:
-    """Whether LoRA is in use."""
-    return next(_lora_layers(network), None) is not None
-
-
 def is_trained(module: nn.Module) -> bool:
-    """Whether any of a module's parameters is trained."""
+    """Return True if a module has at least one trained parameter."""
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
-def trained(network: nn.Module) -> dict[str, Tensor]:
-    """What is trained, by name."""
+def get_trained_weights(network: nn.Module) -> dict[str, Tensor]:
+    """Return the trained parameters of a network by name, detached."""
     return {name: parameter.detach() for name, parameter in network.named_parameters() if parameter.requires_grad}
 
 
-def frozen_digest(encoder: nn.Module) -> str | None:
-    """A digest of the weights beside LoRA's adapters, which their checkpoints do not hold; None without adapters."""
-    if not has_adapters(encoder):
-        return None
-    digest = hashlib.blake2b(digest_size=8)
-    for name, parameter in sorted(encoder.named_parameters()):
-        if not parameter.requires_grad:
-            digest.update(name.encode())
-            digest.update(parameter.detach().cpu().float().contiguous().numpy().data)
-    return digest.hexdigest()
-
-
-def load_trained(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Puts back what :func:`trained` gave."""
+def set_trained_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights from :func:`get_trained_weights` into the trained parameters of a network."""
     with torch.no_grad():
-        for name, value in trained(network).items():
+        for name, value in get_trained_weights(network).items():
             value.copy_(weights[name])
 
 
-@torch.no_grad()
-def merged(encoder: HypencoderDualEncoder) -> dict[str, Tensor]:
-    """The encoder's weights under the names of its checkpoints, what LoRA learnt added to them."""
-    weights = {name: value for name, value in encoder.state_dict().items() if ".lora_" not in name}
-    for name, layer in _lora_layers(encoder):
-        kernel = weights[f"{name}.base_layer.weight"]
-        weights[f"{name}.base_layer.weight"] = kernel + layer.get_delta_weight(layer.active_adapters[0]).to(kernel.dtype)
-    return {name.replace(".base_layer.", "."): value for name, value in weights.items()}
+def group_parameters(
+    network: nn.Module, learning_rate: float, head_learning_rate: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Return parameter groups for an optimiser, with learning rates of the head divided by fan-in.
 
-
-def groups(network: nn.Module, learning_rate: float, head_learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for an optimiser, in which the head's rates fall with fan-in.
-
-    A step of Adam changes every number by about its rate, so an output that sums F inputs of size 1 by F times as much. A
-    rate of ``head_learning_rate / F`` changes outputs by about ``head_learning_rate``, however wide the layer. F is the last
-    dimension of all that has two or more, the q-nets' base vectors (1, F) too, which so learn as slowly as their matrices.
+    A step of Adam changes each weight by about the learning rate. An output that sums F inputs of size 1 then changes by F
+    times as much. With a rate of ``head_learning_rate / F`` it changes by about ``head_learning_rate``, whatever the width.
+    F is the last dimension of each parameter with at least two dimensions. This includes the base vectors (1, F) of the
+    q-nets, so they learn as slowly as the base matrices.
 
     Args:
-        network: what is trained.
-        learning_rate: of backbones, and of the linear map of their query vectors.
-        head_learning_rate: of the hyper-head, by which a step changes what its layers give.
-        weight_decay: of matrices.
+        network: Network to train.
+        learning_rate: Rate of the backbones and of the projection of query vectors.
+        head_learning_rate: Rate of the hyper-head before the division.
+        weight_decay: Weight decay of parameters with at least two dimensions. Others have none.
+
+    Returns:
+        One group per pair of rate and decay.
     """
-    alike: dict[tuple[float, float], list[Tensor]] = {}
+    grouped: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             fan_in = parameter.shape[-1] if parameter.ndim > 1 else 1
-            rate = learning_rate if any(part in name for part in _ENCODERS) else head_learning_rate / fan_in
-            alike.setdefault((rate, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
-    return [{"params": some, "lr": rate, "weight_decay": decay} for (rate, decay), some in alike.items()]
+            rate = learning_rate if any(part in name for part in _ENCODER_PARTS) else head_learning_rate / fan_in
+            grouped.setdefault((rate, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    return [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in grouped.items()]

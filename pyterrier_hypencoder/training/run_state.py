@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which one to go on from, and whether it is of the same run."""
+"""Checkpoints of a training run: find the last one, and check that it belongs to the run that resumes."""
 
 from __future__ import annotations
 
@@ -7,49 +7,53 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_FACTS = "run.json"
-_STATE = "trainer_state.json"  # what transformers writes last
+_FACTS_FILE = "run.json"
+_STATE_FILE = "trainer_state.json"
+"""File that transformers writes last, so a checkpoint with it is complete."""
 
 
-def last_in(folder: Path) -> Path | None:
-    """The last checkpoint that was written to its end."""
-    found = [path for path in folder.glob("checkpoint-*") if (path / _STATE).is_file()]
+def find_last_checkpoint(folder: Path) -> Path | None:
+    """Return the last complete checkpoint of a run, or None if there is none."""
+    found = [path for path in folder.glob("checkpoint-*") if (path / _STATE_FILE).is_file()]
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def read_step(folder: Path) -> int:
-    """The optimiser steps that led to a checkpoint."""
-    return int(json.loads((folder / _STATE).read_text(encoding="utf-8"))["global_step"])
+def read_step(checkpoint: Path) -> int:
+    """Return the number of optimiser steps before a checkpoint was written."""
+    return int(json.loads((checkpoint / _STATE_FILE).read_text(encoding="utf-8"))["global_step"])
 
 
-def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Writes down beside a checkpoint what a run that goes on from it must have in common with it."""
-    (folder / _FACTS).write_text(json.dumps(facts, indent=1, default=str) + "\n", encoding="utf-8")
+def write_facts(checkpoint: Path, facts: Mapping[str, Any]) -> None:
+    """Write the facts that a resumed run must share with a checkpoint into ``run.json``."""
+    (checkpoint / _FACTS_FILE).write_text(json.dumps(facts, indent=1, default=str) + "\n", encoding="utf-8")
 
 
-def check_same(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Checks that a checkpoint has the same facts beside it.
+def check_facts(checkpoint: Path, facts: Mapping[str, Any]) -> None:
+    """Check that a run has the same facts as a checkpoint.
 
     Raises:
-        ValueError: where they are others, naming them, or there are none.
+        ValueError: If they differ (the message names the differences), or if ``run.json`` cannot be read.
     """
     try:
-        stored = _flat(json.loads((folder / _FACTS).read_text(encoding="utf-8")))
+        stored = _flatten(json.loads((checkpoint / _FACTS_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError) as err:
-        raise ValueError(f"expected {_FACTS} in {folder}, found none to read ({err}); give another output_dir") from err
-    present = _flat(json.loads(json.dumps(facts, default=str)))
-    others = {key: (stored.get(key), present.get(key)) for key in present | stored if stored.get(key) != present.get(key)}
-    if others:
-        differing = [f"{key}={there!r:.120} (now {value!r:.120})" for key, (there, value) in others.items()]
+        raise ValueError(f"{_FACTS_FILE} in {checkpoint} cannot be read ({err}). Give another output_dir.") from err
+    present = _flatten(json.loads(json.dumps(facts, default=str)))
+    differing = [
+        f"{key}={stored.get(key)!r:.120} (now {present.get(key)!r:.120})"
+        for key in present | stored
+        if stored.get(key) != present.get(key)
+    ]
+    if differing:
         raise ValueError(
-            f"expected a checkpoint of the model that is trained, in the way it is trained, found another in {folder}: "
-            f"{', '.join(differing)}; go on as it was begun, or give another output_dir"
+            f"Cannot resume from {checkpoint}, because it belongs to another model or run: {', '.join(differing)}. Use the "
+            "same options as before, or give another output_dir."
         )
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values under dotted names, so that what differs can be named."""
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values under dotted names, so differences can be named."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat

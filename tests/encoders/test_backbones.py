@@ -17,7 +17,8 @@ from pyterrier_hypencoder import Hypencoder, HypencoderIndexer, HypencoderTraine
 from pyterrier_hypencoder.encoders import checkpoint, hub
 from pyterrier_hypencoder.encoders.networks import DualEncoderConfig  # noqa: E402
 from pyterrier_hypencoder.training.collator import Collator  # noqa: E402
-from pyterrier_hypencoder.training.data import RowSampler, TrainingRows  # noqa: E402
+from pyterrier_hypencoder.training.row_sampler import RowSampler  # noqa: E402
+from pyterrier_hypencoder.training.training_rows import TrainingRows  # noqa: E402
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 BACKBONES = {
@@ -93,7 +94,7 @@ def test_a_backbone_trains_saves_and_searches(tokenizer, docs, rows_file, tmp_pa
         learning_rate=1e-3,
         arguments={"use_cpu": True},
     )
-    folder = trainer.fit(TrainingRows(rows_file, RowSampler(negatives=1), shuffle_buffer=0), Collator(tokenizer))
+    folder = trainer.fit(TrainingRows(rows_file, RowSampler(negatives_per_row=1), shuffle_buffer=0), Collator(tokenizer))
     for side in ("query_encoder.transformer", "passage_encoder.transformer", "query_encoder.weight_hyper_projection"):
         assert any(not torch.equal(value, before[key]) for key, value in encoder.state_dict().items() if key.startswith(side))
     model = Hypencoder(folder, device="cpu", doc_max_length=40, query_max_length=20)

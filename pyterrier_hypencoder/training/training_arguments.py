@@ -1,0 +1,83 @@
+"""Arguments of Hugging Face's Trainer: defaults of this package, and when checkpoints are saved and validated."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.trainer_utils import IntervalStrategy
+
+_LOG = logging.getLogger(__name__)
+_N_VALIDATIONS = 10
+"""Number of validations in a run, unless ``eval_steps`` or ``save_steps`` say otherwise."""
+_FIXED = {"remove_unused_columns": False, "ignore_data_skip": True}  # the training rows skip themselves
+
+
+def make_training_arguments(
+    output_dir: str | Path, options: Mapping[str, Any], given: Mapping[str, Any], *, verbose: bool
+) -> transformers.TrainingArguments:
+    """Build the training arguments of a run.
+
+    Args:
+        output_dir: Directory of the checkpoints.
+        options: Training arguments that the trainer has options for, such as ``max_steps``.
+        given: Training arguments of the user, which replace defaults and options.
+        verbose: If True, show a progress bar.
+    """
+    arguments = transformers.TrainingArguments(
+        **{
+            "output_dir": str(output_dir),
+            **options,
+            "weight_decay": 0.0,
+            "save_steps": options["max_steps"],
+            "logging_steps": 50,
+            "report_to": "none",
+            "ddp_find_unused_parameters": False,  # all parameters but frozen ones take part in every loss
+            "disable_tqdm": not verbose,
+            # Without it, transformers refuses bf16 if there is no GPU.
+            "use_cpu": not (torch.cuda.is_available() or torch.backends.mps.is_available()),
+            **given,
+            **_FIXED,
+        }
+    )
+    if arguments.n_gpu > 1:  # transformers would split a batch over them, and separate queries from their items
+        _LOG.warning("Training uses one of %d GPUs. Start the program with torchrun to use all.", arguments.n_gpu)
+        arguments._n_gpu = 1
+    return arguments
+
+
+def schedule_validation(
+    arguments: transformers.TrainingArguments, given: Mapping[str, Any], best: str | None, measures: Sequence[str]
+) -> None:
+    """Set when checkpoints are validated, in place. If the best one is kept, they are saved at the same steps.
+
+    Args:
+        arguments: Training arguments of the run.
+        given: Training arguments of the user.
+        best: Measure that chooses the best checkpoint. None keeps the last checkpoints.
+        measures: Names of the measures that the validation returns.
+
+    Raises:
+        ValueError: If the measure is unknown, or if the user's arguments save at other steps than they validate.
+    """
+    every = given.get("eval_steps") or given.get("save_steps") or max(1, arguments.max_steps // _N_VALIDATIONS)
+    arguments.eval_strategy, arguments.eval_steps = IntervalStrategy.STEPS, every
+    if best is None:
+        return
+    if best not in measures:
+        raise ValueError(f"best must be one of the measures {', '.join(measures)}, got {best!r}.")
+    strategy = given.get("save_strategy", "steps")
+    if given.get("save_steps", every) != every or strategy != "steps":
+        raise ValueError(
+            f"save_steps must equal eval_steps ({every}), because the best checkpoint is kept, got {given.get('save_steps')} "
+            f"with save_strategy={strategy!r}. Remove both arguments."
+        )
+    arguments.save_steps = every
+    arguments.save_total_limit = given.get("save_total_limit", 2)  # the best and the last
+    arguments.metric_for_best_model = f"eval_{best}"
+    arguments.greater_is_better = True
+    arguments.load_best_model_at_end = True
