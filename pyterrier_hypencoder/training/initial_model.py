@@ -141,8 +141,8 @@ def _copy_head(encoder: HypencoderDualEncoder, name_or_path: str) -> None:
     expected, found = ((c.architecture, c.qnet_spec, c.head_init) for c in (encoder.config, source))
     if found != expected:
         raise ValueError(
-            f"model.head_from: the q-nets of {name_or_path!r} differ from model.hidden and model.qnet. They must be {found}, got "
-            f"{expected}."
+            f"model.head_from: the q-nets of {name_or_path!r} are {found}, but model.hidden and model.qnet describe {expected}; "
+            "they must be equal."
         )
     own_head, head = (
         {name: value for name, value in weights.items() if name.startswith("query_encoder.") and ".transformer." not in name}
