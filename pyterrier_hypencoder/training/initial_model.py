@@ -141,8 +141,8 @@ def _copy_head(encoder: HypencoderDualEncoder, name_or_path: str) -> None:
     expected, found = ((c.architecture, c.qnet_spec, c.head_init) for c in (encoder.config, source))
     if found != expected:
         raise ValueError(
-            f"model.head_from: the q-nets of {name_or_path!r} are {found}, but model.hidden and model.qnet describe {expected}; "
-            "they must be equal."
+            f"model.head_from: the q-nets of {name_or_path!r} are {found}, but model.hidden and model.qnet describe "
+            f"{expected}. Change model.hidden and model.qnet."
         )
     own_head, head = (
         {name: value for name, value in weights.items() if name.startswith("query_encoder.") and ".transformer." not in name}
