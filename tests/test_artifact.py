@@ -135,16 +135,16 @@ def test_a_damaged_index_does_not_load(tmp_path, name):
     path = build(tmp_path / "x.hyp", DOCNOS, VECTORS).path
     (path / name).write_bytes((path / name).read_bytes()[:-1])
     for load in (HypencoderIndex, HypencoderIndex.load):
-        with pytest.raises(ValueError, match="expected .*, found"):
+        with pytest.raises(ValueError, match="is damaged|missing or damaged|must contain JSON"):
             load(str(path))
     with pytest.raises(ValueError):  # of a damaged pt_meta.json PyTerrier itself says so
         pt.Artifact.load(str(path))
 
 
 def test_no_index_does_not_load(tmp_path):
-    with pytest.raises(FileNotFoundError, match="found nothing; build it with HypencoderIndexer"):
+    with pytest.raises(FileNotFoundError, match="There is no index at .* Build it with HypencoderIndexer"):
         HypencoderIndex(tmp_path / "x.hyp")
-    with pytest.raises(ValueError, match="found no pt_meta.json there"):
+    with pytest.raises(ValueError, match="it has no pt_meta.json"):
         HypencoderIndex(tmp_path)
 
 
@@ -184,7 +184,7 @@ def test_vec_loader_adds_the_stored_vectors(small):
     expected = small.vectors[[4, 305, 0, 4]].astype(np.float32)
     np.testing.assert_array_equal(np.stack(found["doc_vec"]), expected)
     pd.testing.assert_frame_equal(found.drop(columns="doc_vec"), frame)
-    with pytest.raises(ValueError, match="found unknown ones: nope"):
+    with pytest.raises(ValueError, match="got unknown docnos: nope"):
         small.vec_loader()(pd.DataFrame({"docno": ["d1", "nope"]}))
 
 
@@ -221,7 +221,7 @@ def test_vectors_of_pyterrier_dr_are_taken_over(dr, tmp_path):
     index = HypencoderIndex.from_flex(flex, tmp_path / "x.hyp")
     np.testing.assert_array_equal(index.vectors, VECTORS.astype(np.float16))
     assert list(index.docnos) == [f"d{i}" for i in range(len(VECTORS))]
-    with pytest.raises(FileExistsError, match="expected nothing at"):
+    with pytest.raises(FileExistsError, match="already exists. Pass mode=.overwrite."):
         HypencoderIndex.from_flex(flex, tmp_path / "x.hyp")
 
 
@@ -244,7 +244,7 @@ def test_an_existing_flex_index_is_left_alone(dr, tmp_path, small):
 
 def test_a_flex_index_is_not_opened_as_ours(dr, tmp_path, small):
     small.to_flex(tmp_path / "x.flex")
-    with pytest.raises(ValueError, match="found dense_index and flex; .*HypencoderIndex.from_flex"):
+    with pytest.raises(ValueError, match="got dense_index and flex. HypencoderIndex.from_flex"):
         HypencoderIndex(tmp_path / "x.flex")
 
 

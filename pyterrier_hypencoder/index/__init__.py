@@ -1,1 +1,1 @@
-"""What is on disk: the index directory, its writer and reader, and the neighbour graph."""
+"""The index directory on disk: writer, reader, docnos and neighbour graph."""

@@ -1,4 +1,4 @@
-"""Document numbers: the lookup docno <-> docid, and the detection of repeated ones while building it."""
+"""Docnos of an index: the lookup between docnos and docids, and the detection of duplicates while indexing."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 from npids import Lookup
 from npids.codecs import FwdFixedBytes
 
-_LONGEST = 4096  # bytes; anything longer is a mistake in the data
+MAX_DOCNO_BYTES = 4096  # a longer docno is a mistake in the data
 
 
 class Docnos:
-    """The docnos of an index, in memory (npids reads the whole file).
+    """Docnos of an index, held in memory (npids reads the whole file).
 
     Args:
-        path: the npids file.
-        count: how many there must be.
+        path: File in the format of npids.
+        count: Expected number of docnos.
 
     Raises:
-        ValueError: where the file is missing or damaged.
+        ValueError: If the file is missing, damaged or has another number of docnos.
     """
 
     def __init__(self, path: Path, count: int) -> None:
@@ -32,13 +32,13 @@ class Docnos:
             found = len(self._lookup)
             ends = np.array([0, found - 1])
             if not np.array_equal(self.find(self.at(ends)), ends):
-                raise LookupError("docnos do not find themselves")
-        except Exception as err:  # npids has no errors of its own: struct, JSON and key errors among others
+                raise LookupError("the first or last docno is not found")
+        except Exception as err:  # npids raises struct, JSON and key errors, among others
             raise ValueError(
-                f"expected docnos in {path}, found a missing or damaged file ({err!r}); copy or build the index again"
+                f"Docnos in {path} are missing or damaged ({err!r}). Copy the index again or rebuild it."
             ) from err
         if found != count:
-            raise ValueError(f"expected {count} docnos in {path}, found {found}; copy or build the index again")
+            raise ValueError(f"{path} must have {count} docnos, got {found}. Copy the index again or rebuild it.")
 
     def __len__(self) -> int:
         return len(self._lookup)
@@ -48,47 +48,69 @@ class Docnos:
             yield from self.at(np.arange(start, min(start + 10_000, len(self))))
 
     def at(self, docids: np.ndarray) -> np.ndarray:
-        """The docnos (str objects) of some docids, in an array of the same shape."""
+        """Return the docnos of docids.
+
+        Args:
+            docids: Array of any shape.
+
+        Returns:
+            Array of str objects, of the same shape.
+        """
         found = self._lookup.fwd.lookup(np.asarray(docids).ravel()) if np.size(docids) else np.empty(0)
         return found.astype(object).reshape(np.shape(docids))
 
     def find(self, docnos: Sequence[str] | np.ndarray) -> np.ndarray:
-        """The docids (int64) of some docnos; -1 for unknown ones."""
+        """Return the docids of docnos.
+
+        Args:
+            docnos: N docnos.
+
+        Returns:
+            Array of shape (N,) and type int64; -1 for unknown docnos.
+        """
         if not len(docnos):
             return np.empty(0, dtype=np.int64)
         return self._lookup.inv.lookup(np.asarray(docnos, dtype=str)).astype(np.int64)
 
     def require(self, docnos: Sequence[str] | np.ndarray) -> np.ndarray:
-        """As :meth:`find`, for docnos that must all be there.
+        """Return the docids of docnos that must all be in the index.
+
+        Args:
+            docnos: N docnos.
+
+        Returns:
+            Array of shape (N,) and type int64.
 
         Raises:
-            ValueError: naming some of the unknown ones.
+            ValueError: If a docno is unknown.
         """
         docids = self.find(docnos)
         if (docids < 0).any():
             unknown = sorted({str(docnos[i]) for i in np.flatnonzero(docids < 0).tolist()})
             more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
             raise ValueError(
-                f"docno: expected documents of the index {self.path.parent}, found unknown ones: {', '.join(unknown[:5])}"
-                f"{more}; was the candidate list made from another collection?"
+                f"docno must be in the index {self.path.parent}, got unknown docnos: {', '.join(unknown[:5])}{more}. "
+                "Check that the candidates come from the same collection."
             )
         return docids
 
 
 def _check_sizes(lookup: Lookup) -> None:
-    """Checks that all is there to the last byte; npids itself believes the headers of a file that was cut short."""
+    """Check that the file is complete; npids itself trusts the headers of a truncated file."""
     index = lookup.inv.codec
     blocks = all(len(block.ctxt) == len(block) for block in lookup.fwd.codecs)
     buckets = len(index.hash_offsets) == (1 << index.hash_bits) + 1 and index.hash_offsets[-1] == len(index.dids)
     if not (blocks and buckets and len(index.dids) == len(lookup)):
-        raise EOFError("cut short")
+        raise EOFError("truncated file")
 
 
-class Seen:
-    """Finds repeated docnos at once, in 8 bytes a document: sorted runs of hashes, merged as they grow.
+class DuplicateChecker:
+    """Check that every document has its own docno, while documents are added.
+
+    It keeps 8 bytes per document: hashes in sorted runs that are merged as they grow.
 
     Args:
-        docnos: gives the docnos that are already stored, to tell a repeated one from two of equal hash.
+        docnos: Function that returns the docnos that are already stored. They are read only if two hashes are equal.
     """
 
     def __init__(self, docnos: Callable[[], Iterator[str]]) -> None:
@@ -96,55 +118,68 @@ class Seen:
         self._runs: list[np.ndarray] = []
 
     def add(self, docnos: Sequence[str]) -> None:
-        """Remembers a batch."""
-        self._runs.append(np.sort(_hashes(docnos)))
+        """Remember the docnos of a batch."""
+        self._runs.append(np.sort(_hash_docnos(docnos)))
         while len(self._runs) > 1 and len(self._runs[-2]) <= len(self._runs[-1]):
             self._runs[-2:] = [np.sort(np.concatenate(self._runs[-2:]))]
 
     def check(self, docnos: Sequence[str]) -> None:
-        """Checks a batch.
+        """Check the docnos of a batch.
 
         Raises:
-            ValueError: for a docno that is no usable string, is repeated within the batch, or was seen before.
+            ValueError: If a docno is not a usable string, or is repeated in this batch or an earlier one.
         """
         for docno in docnos:
-            if not _usable(docno):
+            if not _is_usable(docno):
                 raise ValueError(
-                    f"docno: expected a non-empty string of at most {_LONGEST} bytes, found {docno!r}; give every document one"
+                    f"docno must be a non-empty string of at most {MAX_DOCNO_BYTES} bytes, got {docno!r}. "
+                    "Give every document a docno."
                 )
-        within: set[str] = set()
-        repeated = [docno for docno in docnos if docno in within or within.add(docno)]  # type: ignore[func-returns-value]
-        hashes = _hashes(docnos)
+        repeated = _find_repeated(docnos) + self._find_stored(docnos)
+        if repeated:
+            raise ValueError(f"docno must be unique, got {repeated[0]!r} twice. Remove or rename one of the documents.")
+
+    def _find_stored(self, docnos: Sequence[str]) -> list[str]:
+        """Return the docnos of a batch that are already stored."""
+        hashes = _hash_docnos(docnos)
         hits = np.zeros(len(docnos), dtype=bool)
         for run in self._runs:
             hits |= run[np.minimum(np.searchsorted(run, hashes), len(run) - 1)] == hashes
-        if hits.any():
-            suspects = {docnos[i] for i in np.flatnonzero(hits).tolist()}
-            repeated += [docno for docno in self._docnos() if docno in suspects]
-        if repeated:
-            raise ValueError(
-                f"docno: expected every document to have its own, found {repeated[0]!r} twice; remove or rename one of them"
-            )
+        if not hits.any():
+            return []
+        suspects = {docnos[i] for i in np.flatnonzero(hits).tolist()}
+        return [docno for docno in self._docnos() if docno in suspects]
 
 
-def _usable(docno: Any) -> bool:
+def _find_repeated(docnos: Sequence[str]) -> list[str]:
+    """Return the docnos that occur earlier in the same batch."""
+    seen: set[str] = set()
+    repeated = []
+    for docno in docnos:
+        if docno in seen:
+            repeated.append(docno)
+        seen.add(docno)
+    return repeated
+
+
+def _is_usable(docno: Any) -> bool:
     if not isinstance(docno, str) or not docno or "\0" in docno:
         return False
     try:
-        return len(docno.encode()) <= _LONGEST
-    except UnicodeEncodeError:  # half a surrogate pair
+        return len(docno.encode()) <= MAX_DOCNO_BYTES
+    except UnicodeEncodeError:  # an unpaired surrogate
         return False
 
 
-def _hashes(docnos: Sequence[str]) -> np.ndarray:
+def _hash_docnos(docnos: Sequence[str]) -> np.ndarray:
     return np.fromiter((hash(docno) for docno in docnos), dtype=np.int64, count=len(docnos))
 
 
 class _FixedBytes(FwdFixedBytes):
-    """The docno codec of npids for any docnos.
+    """Docno codec of npids that accepts any docnos.
 
-    Its own version fails where all docnos of a block are one string (a collection of a single document) and where the
-    common prefix would end inside a character. The file format is the same.
+    The codec of npids fails if all docnos of a block are the same string (a collection of one document) or if their common
+    prefix ends inside a character. The file format is unchanged.
     """
 
     prefix: Any
@@ -160,10 +195,15 @@ class _FixedBytes(FwdFixedBytes):
 
 
 def write_docnos(path: Path, docnos: Iterable[str]) -> None:
-    """Writes the lookup; what a killed build left there is replaced."""
+    """Write the lookup file; an existing file is replaced.
+
+    Args:
+        path: File to write.
+        docnos: Docnos in the order of their docids.
+    """
     path.unlink(missing_ok=True)  # npids would append
     with Lookup.builder(path) as builder:
-        # One codec for all docnos: those for numbers take "07" for "7", and cannot look up an empty string.
+        # Use one codec for all docnos: the codecs for numbers read "07" as "7" and cannot look up an empty string.
         builder.formats = {FwdFixedBytes.NAME: _FixedBytes()}
         builder.seeded_formats = builder.formats.copy()
         for docno in docnos:

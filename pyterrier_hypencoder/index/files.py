@@ -7,11 +7,19 @@ import os
 from pathlib import Path
 from typing import Any
 
-META_FILE = "pt_meta.json"
+from .layout import META_FILE
 
 
-def identity(path: Path, file: str = META_FILE) -> tuple[str, int, int]:
-    """What changes when an index, or one of the files in it, is replaced by another one of the same name."""
+def read_file_version(path: Path, file: str = META_FILE) -> tuple[str, int, int]:
+    """Return a value that changes if a file of an index is replaced.
+
+    Args:
+        path: Index directory.
+        file: Name of the file.
+
+    Returns:
+        The path, and the inode and modification time of the file (0 if it is missing).
+    """
     try:
         stat = os.stat(path / file)
     except OSError:
@@ -20,23 +28,24 @@ def identity(path: Path, file: str = META_FILE) -> tuple[str, int, int]:
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """What the ``pt_meta.json`` of a directory says.
+    """Read the ``pt_meta.json`` of a directory.
 
     Raises:
-        OSError: where there is none.
-        ValueError: where it is no JSON object.
+        OSError: If the file cannot be read.
+        ValueError: If the file does not contain a JSON object.
     """
+    file = path / META_FILE
     try:
-        meta = json.loads((path / META_FILE).read_text(encoding="utf-8"))
+        meta = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as err:
-        raise ValueError(f"expected JSON in {path / META_FILE}, found something else ({err}); is it complete?") from err
+        raise ValueError(f"{file} must contain JSON, but cannot be parsed ({err}). Copy the directory again.") from err
     if not isinstance(meta, dict):
-        raise ValueError(f"expected a JSON object in {path / META_FILE}, found {type(meta).__name__}")
+        raise ValueError(f"{file} must contain a JSON object, got {type(meta).__name__}. Copy the directory again.")
     return meta
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Replaces a file as a whole: a reader sees the old one or the new one."""
+    """Replace a JSON file atomically: a reader sees the old content or the new one."""
     part = path.with_name(path.name + ".part")
     with open(part, "w", encoding="utf-8") as out:
         json.dump(value, out, indent=2)
@@ -46,14 +55,14 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     fsync(path.parent)
 
 
-def put(part: Path, file: Path) -> None:
-    """Gives a file that has been written its name, once it is on the disk."""
+def publish_file(part: Path, file: Path) -> None:
+    """Flush a written file to the disk, then give it its final name."""
     fsync(part)
     os.replace(part, file)
 
 
 def fsync(path: Path) -> None:
-    """Waits until a file or the names in a folder are on the disk."""
+    """Flush a file, or the names in a directory, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

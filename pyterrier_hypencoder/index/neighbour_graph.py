@@ -1,54 +1,62 @@
-"""The neighbour graph of an index: built once, resumable, and opened as a memory map.
+"""The neighbour graph of an index: opening and checking.
 
-It is a graph of pyterrier_adaptive (``corpus_graph`` in format ``np_topk``) inside the index directory, which further says
-what index it belongs to.
+The graph is a directory inside the index directory, in the format of pyterrier_adaptive (``corpus_graph``, ``np_topk``). Its
+metadata also contain the fingerprint of the index that it belongs to.
 """
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..options import check_positive
-from .files import META_FILE, read_meta
+from .files import read_meta
+from .layout import (
+    EDGE_DTYPE,
+    EDGES_FILE,
+    META_FILE,
+    WEIGHT_DTYPE,
+    WEIGHTS_FILE,
+    get_graph_path,
+    list_graph_sizes,
+)
 from .reader import IndexReader, fingerprint_index
-from .staging import EDGE, EDGES_FILE, WEIGHT, WEIGHTS_FILE
 
 
 class NeighbourGraph:
-    """The nearest other documents of every document, opened for reading and checked.
+    """Nearest other documents of every document, opened and checked.
 
-    It can be handed to pyterrier_adaptive's ``GAR`` and pyterrier_dr's LADR in place of their own graphs.
+    It can replace the graphs of pyterrier_adaptive's ``GAR`` and pyterrier_dr's LADR.
 
     Args:
-        path: the graph's directory.
-        reader: the index that it belongs to.
-        k: neighbours wanted of those that it has; None for all.
+        path: Directory of the graph.
+        reader: Index that the graph belongs to.
+        k: Number of neighbours per document to use; None for all that are stored.
 
     Raises:
-        FileNotFoundError: where there is no graph.
-        ValueError: where it is damaged, has fewer neighbours, or belongs to another index or an older state of this one.
+        FileNotFoundError: If there is no graph.
+        ValueError: If the graph is damaged, has fewer neighbours, or belongs to another index or an older state of it.
     """
 
     def __init__(self, path: Path, reader: IndexReader, k: int | None = None) -> None:
         self.path = path
-        self.meta = _checked_meta(path, reader)
+        self.meta = _read_checked_meta(path, reader)
+        """Content of ``pt_meta.json``."""
         stored: int = self.meta["k"]
         self.k = stored if k is None else k
         check_positive("k", self.k)
         if self.k > stored:
-            raise ValueError(f"k: expected at most the {stored} neighbours of {path}, found {k}; build a graph with more")
+            raise ValueError(f"k must be at most {stored}, the number of neighbours in {path}, got {k}. Build a larger graph.")
         self._reader = reader
         shape = (reader.doc_count, stored)
-        edges = _mapped(path / EDGES_FILE, EDGE, shape)
+        edges = _map_file(path / EDGES_FILE, EDGE_DTYPE, shape)
         _check_edges(path / EDGES_FILE, edges)
         self.edges_data: np.ndarray = edges[:, : self.k]
-        """docids, (N, k) uint32, nearest first; a document with fewer neighbours has itself in their place."""
-        self.weights_data: np.ndarray = _mapped(path / WEIGHTS_FILE, WEIGHT, shape)[:, : self.k]
-        """Minus the L2 distances, (N, k) float16; 0 for a document in its own list."""
+        """Docids, shape (N, K), uint32, nearest first. A document with fewer neighbours has itself in their place."""
+        self.weights_data: np.ndarray = _map_file(path / WEIGHTS_FILE, WEIGHT_DTYPE, shape)[:, : self.k]
+        """Negative L2 distances, shape (N, K), float16; 0 for a document in its own list."""
 
     def __len__(self) -> int:
         return len(self.edges_data)
@@ -63,128 +71,124 @@ class NeighbourGraph:
         return hash(("NeighbourGraph", self.path, self.k))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self.path, self._reader.path, self.k)
+        return _reopen, (self.path, self._reader.path, self.k)
 
     def neighbours(self, document: int | str, weights: bool = False) -> Any:
-        """The neighbours of one document, nearest first; as pyterrier_adaptive's ``CorpusGraph.neighbours``.
+        """Return the neighbours of one document, nearest first, like ``CorpusGraph.neighbours`` of pyterrier_adaptive.
 
         Args:
-            document: a docid, or a docno.
-            weights: whether to return the weights as well: minus the distances.
+            document: A docid (int) or a docno (str).
+            weights: If True, return the weights too.
 
         Returns:
-            docids (k,) for a docid, docnos (k,) for a docno; with weights (k,) float16.
+            Docids for a docid or docnos for a docno, shape (K,). With ``weights``, also the negative distances, shape (K,).
 
         Raises:
-            ValueError: for an unknown docno.
-            IndexError: for a docid that is none.
+            ValueError: If the docno is unknown.
+            IndexError: If the docid is out of range.
         """
         by_docno = isinstance(document, str)
         docid = int(self._reader.docnos.require([document])[0]) if isinstance(document, str) else int(document)
         if not 0 <= docid < len(self):
-            raise IndexError(f"expected a docid from 0 to {len(self) - 1}, found {document}")
+            raise IndexError(f"document must be a docid from 0 to {len(self) - 1}, got {document}.")
         found = np.array(self.edges_data[docid])
         found = self._reader.docnos.at(found) if by_docno else found
         return (found, np.array(self.weights_data[docid])) if weights else found
 
 
-def _reopened(path: Path, index: Path, k: int) -> NeighbourGraph:
+def _reopen(path: Path, index: Path, k: int) -> NeighbourGraph:
     return NeighbourGraph(path, IndexReader(index), k)
 
 
 def open_graph(reader: IndexReader, k: int) -> NeighbourGraph:
-    """Opens the graph of an index: the smallest with enough neighbours, or one that has all there are.
+    """Open the smallest graph of an index that has at least k neighbours per document.
 
     Args:
-        reader: the index.
-        k: neighbours wanted; more than a complete graph has give all of them.
+        reader: The index.
+        k: Number of neighbours. If it is larger than the number of other documents, the graph of all of them is opened.
+
+    Returns:
+        The graph, limited to k neighbours.
 
     Raises:
-        FileNotFoundError: where there is no such graph.
-        ValueError: where it is damaged or belongs to another index or an older state of this one.
+        FileNotFoundError: If there is no such graph.
+        ValueError: If the graph is damaged, or belongs to another index or an older state of it.
     """
     check_positive("k", k)
-    graph = find_graph(reader, k, "auto")
+    graph = find_graph(reader, k)
     if graph is None:
-        have = sorted(_sizes(reader.path))
+        sizes = list_graph_sizes(reader.path)
+        found = f"only graphs with {', '.join(map(str, sizes))}" if sizes else "no graph"
         raise FileNotFoundError(
-            f"expected a graph of at least {k} neighbours in {reader.path}, found "
-            f"{'only those of ' + ', '.join(map(str, have)) if have else 'none'}; build one with "
-            f"index.corpus_graph({k}), or while indexing with HypencoderIndexer(..., graph_k={k})"
+            f"{reader.path} must have a graph with at least {k} neighbours, got {found}. Build one with "
+            f"index.corpus_graph({k}), or while indexing with HypencoderIndexer(..., graph_k={k})."
         )
     return graph
 
 
-# Finding and checking
-
-
-def _path(index: Path, k: int) -> Path:
-    return index / f"corpusgraph_k{k}"
-
-
-def _sizes(index: Path) -> list[int]:
-    """The numbers of neighbours that the graphs of an index have, ascending, by their names."""
-    names = (re.fullmatch(r"corpusgraph_k([1-9][0-9]*)", path.name) for path in index.iterdir())
-    return sorted(int(name[1]) for name in names if name)
-
-
 def find_graph(reader: IndexReader, k: int, builder: str = "auto") -> NeighbourGraph | None:
-    """The smallest graph that has enough neighbours, or all there are, and was made by the builder or an exact one."""
-    for size in _sizes(reader.path):
+    """Open the smallest graph with at least k neighbours; return None if there is none.
+
+    Args:
+        reader: The index.
+        k: Number of neighbours.
+        builder: ``auto`` for any graph. Another name requires a graph of that builder or of ``exact``.
+    """
+    for size in list_graph_sizes(reader.path):
         if size >= min(k, reader.doc_count - 1):
-            graph = NeighbourGraph(_path(reader.path, size), reader, min(k, size))
+            graph = NeighbourGraph(get_graph_path(reader.path, size), reader, min(k, size))
             if builder == "auto" or graph.meta.get("builder") in (builder, "exact"):
                 return graph
     return None
 
 
 def has_graph(reader: IndexReader, k: int) -> bool:
-    """Whether the index directory has a graph with enough neighbours, or all there are."""
-    return any(size >= min(k, reader.doc_count - 1) for size in _sizes(reader.path))
+    """Return True if the index has a graph with at least k neighbours, without opening it."""
+    return any(size >= min(k, reader.doc_count - 1) for size in list_graph_sizes(reader.path))
 
 
-def _checked_meta(path: Path, reader: IndexReader) -> dict[str, Any]:
+def _read_checked_meta(path: Path, reader: IndexReader) -> dict[str, Any]:
     if not path.is_dir():
-        raise FileNotFoundError(
-            f"expected a graph at {path}, found nothing; build it with HypencoderIndex(path).corpus_graph(k)"
-        )
-    again = f"remove {path} and build it again with index.corpus_graph(k)"
+        raise FileNotFoundError(f"There is no graph at {path}. Build it with HypencoderIndex(path).corpus_graph(k).")
+    rebuild = f"Delete {path} and build it again with index.corpus_graph(k)."
     if not (path / META_FILE).is_file():
-        raise ValueError(f"expected a graph at {path}, found no {META_FILE} there; {again}")
+        raise ValueError(f"Graph at {path} is damaged: it has no {META_FILE}. {rebuild}")
     meta = read_meta(path)
     if (meta.get("type"), meta.get("format")) != ("corpus_graph", "np_topk"):
         raise ValueError(
-            f"expected a graph of type corpus_graph and format np_topk at {path}, found {meta.get('type')} and "
-            f"{meta.get('format')}; {again}"
+            f"Graph at {path} must have type corpus_graph and format np_topk, got {meta.get('type')} and "
+            f"{meta.get('format')}. {rebuild}"
         )
     if not isinstance(meta.get("k"), int) or meta["k"] < 1:
-        raise ValueError(f"expected k (above 0) in {path / META_FILE}, found {meta.get('k')!r}; {again}")
-    state, found = fingerprint_index(reader), meta.get("index")
-    if (meta.get("doc_count"), found) != (reader.doc_count, state):
+        raise ValueError(f"k in {path / META_FILE} must be a positive integer, got {meta.get('k')!r}. {rebuild}")
+    expected, found = fingerprint_index(reader), meta.get("index")
+    if (meta.get("doc_count"), found) != (reader.doc_count, expected):
         raise ValueError(
-            f"expected the graph {path} to be of this index, {state}, found it to be of {found or 'an unknown one'}: of "
-            f"another index, or an older state of this one; {again}"
+            f"Graph at {path} belongs to another index or an older state of this one: it was built for "
+            f"{found or 'an unknown index'}, this index is {expected}. {rebuild}"
         )
     return meta
 
 
-def _mapped(file: Path, dtype: np.dtype[Any], shape: tuple[int, int]) -> np.ndarray:
-    expected, found = shape[0] * shape[1] * dtype.itemsize, file.stat().st_size if file.is_file() else None
-    if found != expected:
+def _map_file(file: Path, dtype: np.dtype[Any], shape: tuple[int, int]) -> np.ndarray:
+    """Memory-map a file after a check of its size."""
+    expected = shape[0] * shape[1] * dtype.itemsize
+    found = f"has {file.stat().st_size} bytes" if file.is_file() else "is missing"
+    if found != f"has {expected} bytes":
         raise ValueError(
-            f"expected {file} to have {expected} bytes ({shape[1]} neighbours of {shape[0]} documents), found "
-            f"{'no such file' if found is None else found}; the graph is damaged: remove {file.parent} and build it again"
+            f"Graph at {file.parent} is damaged: {file.name} {found}, expected {expected} bytes ({shape[1]} neighbours of "
+            f"{shape[0]} documents). Delete {file.parent} and build it again."
         )
     return np.memmap(file, dtype=dtype, mode="r", shape=shape)
 
 
 def _check_edges(file: Path, edges: np.ndarray) -> None:
-    """Checks that all neighbours are documents: a second or so for a billion of them, and searches may trust them."""
+    """Check that all neighbours are docids, so searches can rely on it; a billion of them take about a second."""
     step = max(1, 2**24 // edges.shape[1])
     for start in range(0, len(edges), step):
         largest = int(edges[start : start + step].max())
         if largest >= len(edges):
             raise ValueError(
-                f"expected docids below {len(edges)} in {file}, found {largest}; the graph is damaged: remove "
-                f"{file.parent} and build it again"
+                f"Graph at {file.parent} is damaged: {file.name} contains docid {largest}, expected docids below "
+                f"{len(edges)}. Delete {file.parent} and build it again."
             )

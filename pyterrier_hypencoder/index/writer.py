@@ -1,243 +1,152 @@
-"""The index directory: its writer (staged, resumable, atomic) and its reader (memory maps, checks); nothing else."""
+"""Writing an index directory: batches of docnos and vectors, resumable, put in place when complete."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from more_itertools import chunked
 
 from ..options import check_choice
-from .docnos import Seen, write_docnos
-from .files import META_FILE, fsync, read_meta, write_json
+from .docnos import DuplicateChecker, write_docnos
+from .files import fsync, read_meta
+from .layout import DOCNOS_FILE, FORMAT_VERSION, STORED_DTYPES, SUFFIXES, get_vectors_name
+from .staging import NEW, StagedDirectory, get_staging_path, is_unfinished
 
-FORMAT_VERSION = 1
-DOCNOS_FILE = "docnos.npids"
-DTYPES: dict[str, tuple[str, np.dtype[Any]]] = {"fp16": ("f2", np.dtype("<f2")), "fp32": ("f4", np.dtype("<f4"))}
-_NUMPY = dict(DTYPES.values())
-
-
-def staging_path(path: Path) -> Path:
-    """Where an index is built before it appears under its name."""
-    return path.with_name(path.name + ".partial")
+MODES = ("create", "overwrite", "resume")
+STAGED_DOCNOS_FILE = "docnos.jsonl"
+"""Docnos while the index is built: one JSON string per line."""
 
 
 def is_index(path: Path) -> bool:
-    """Whether a directory says of itself that it is an index of this format."""
+    """Return True if the metadata of a directory says that it is an index of this package."""
     try:
         return read_meta(path).get("format") == "hypencoder"
     except (OSError, ValueError):
         return False
 
 
-def is_unfinished(path: Path) -> bool:
-    """Whether a build of an index was begun and has not put it in place."""
-    return (staging_path(path) / "index").is_dir()
-
-
-def discard_leftovers(path: Path) -> None:
-    """Removes what a build left behind that was killed after it had put its index in place."""
-    staging = staging_path(path)
-    if staging.is_dir() and not is_unfinished(path):
-        with suppress(Timeout), FileLock(staging / "lock").acquire(blocking=False):
-            shutil.rmtree(staging, ignore_errors=True)
-
-
 def prepare_metadata(dtype: str, facts: dict[str, Any]) -> dict[str, Any]:
-    """What ``pt_meta.json`` says, and a resumed build must agree on."""
-    check_choice("dtype", dtype, tuple(DTYPES))
-    return {"dtype": DTYPES[dtype][0], **json.loads(json.dumps(facts))}
+    """Return the part of ``pt_meta.json`` that a resumed build must share with the interrupted one.
 
-
-def check_same_build(path: Path, begun: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Checks that a build is resumed as it was begun.
+    Args:
+        dtype: ``fp16`` or ``fp32``.
+        facts: Model and text field, as JSON values.
 
     Raises:
-        ValueError: naming both.
+        ValueError: If ``dtype`` is unknown.
     """
-    begun = {key: begun.get(key) for key in facts}
-    if begun != facts:
-        raise ValueError(
-            f"expected to resume the build of {path} with {begun}, found {facts}; use the same model, dtype and text field, "
-            "or mode='overwrite' to begin anew"
-        )
+    check_choice("dtype", dtype, tuple(SUFFIXES))
+    return {"dtype": SUFFIXES[dtype], **json.loads(json.dumps(facts))}
 
 
 class IndexWriter:
-    """Builds an index in a sibling directory and puts it in place by one rename.
+    """Write an index in a staging directory and put it in place by one rename.
 
-    Documents come in batches; each batch that :meth:`add` returns from survives the death of the process, and
-    ``mode="resume"`` goes on after it.
+    Documents are added in batches. A batch is safely stored when :meth:`add` returns; ``mode="resume"`` continues after the
+    last one.
 
     Args:
-        path: the index.
-        mode: ``create`` (there must be nothing), ``overwrite`` (replaces what is there, when complete) or ``resume`` (of
-            either; there may be an index only where it is being overwritten).
+        path: Index directory.
+        mode: ``create`` (nothing may exist), ``overwrite`` (replaces an existing index when the new one is complete) or
+            ``resume`` (continues an interrupted build of either mode).
         dtype: ``fp16`` or ``fp32``.
-        facts: what ``pt_meta.json`` says and a resumed build must agree on (model, text field).
+        facts: Part of ``pt_meta.json`` that a resumed build must share with the interrupted one: model and text field.
 
     Raises:
-        FileExistsError: where the mode does not allow what is there.
-        ValueError: for unknown options, or where a resumed build was begun with other facts.
-        RuntimeError: while another process builds the same index.
+        FileExistsError: If the mode does not allow what exists at the path.
+        ValueError: If an option is unknown, or a build is resumed with other facts.
+        RuntimeError: If another process is building the same index.
     """
 
     def __init__(self, path: Path, *, mode: str, dtype: str, facts: dict[str, Any]) -> None:
-        check_choice("mode", mode, ("create", "overwrite", "resume"))
+        check_choice("mode", mode, MODES)
         self.facts = prepare_metadata(dtype, facts)
-        self.path = path
-        self.staging = staging_path(path)
-        suffix, self.dtype = DTYPES[dtype]
-        self._index = self.staging / "index"  # becomes the index by one rename
-        self._old = self.staging / "old"  # the replaced index, until it is removed
-        self._vecs_file = self._index / f"vecs.{suffix}"
-        self._docnos_file = self.staging / "docnos.jsonl"  # the docnos while building: one JSON string a line
-        self._state_file = self.staging / "state.json"
-        self._check_place(mode)
-        self._begin(mode)
-
-    def _check_place(self, mode: str) -> None:
-        unfinished = is_unfinished(self.path)
-        if self.path.exists() and (mode == "create" or (mode == "resume" and not unfinished)):
-            raise FileExistsError(
-                f"expected nothing at {self.path}, found an index or other files; pass mode='overwrite' to replace an index, "
-                "or give another path"
-            )
-        if self.path.exists() and not is_index(self.path):
-            raise FileExistsError(
-                f"expected an index to overwrite at {self.path}, found something else, which is left alone; give another "
-                "path, or remove it yourself"
-            )
-        if mode == "create" and unfinished:
-            raise FileExistsError(
-                f"expected nothing at {self.staging}, found what an interrupted build left; pass mode='resume' to go on "
-                "with it, or mode='overwrite' to begin anew"
-            )
-
-    def _begin(self, mode: str) -> None:
-        self.staging.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.staging / "lock")
+        self.dtype = STORED_DTYPES[self.facts["dtype"]]
+        self._vectors_file = f"{NEW}/{get_vectors_name(self.facts['dtype'])}"
+        _check_place(path, mode)
+        files = (self._vectors_file, STAGED_DOCNOS_FILE)
+        self._staged = StagedDirectory(path, facts=self.facts, files=files, resume=mode != "overwrite")
         try:
-            self._lock.acquire(blocking=False)
-        except Timeout as err:
-            raise RuntimeError(f"expected to be alone in building {self.path}, found another process at it; wait") from err
-        try:
-            self._put_back()
-            if mode == "overwrite" or not is_unfinished(self.path):
-                self._state_file.unlink(missing_ok=True)
-            self._open()
+            self.vec_size = self._read_vec_size()
+            self._duplicates = DuplicateChecker(self.stored_docnos)
+            for docnos in chunked(self.stored_docnos(), 10_000):
+                self._duplicates.add(docnos)
         except BaseException:
-            self._lock.release()
+            self._staged.close()
             raise
 
-    def _put_back(self) -> None:
-        """Undoes the first of the two renames that replace an index, where the second one did not come."""
-        if os.path.lexists(self._old):
-            if is_unfinished(self.path) and not self.path.exists():
-                os.replace(self._old, self.path)
-            else:
-                shutil.rmtree(self._old, ignore_errors=True)
+    @property
+    def count(self) -> int:
+        """Number of documents that are safely stored."""
+        return self._staged.count
 
-    def _open(self) -> None:
-        self.count, self.vec_size, docno_bytes = self._read_state()
-        vec_bytes = self.count * (self.vec_size or 0) * self.dtype.itemsize
-        if not self.count:  # whatever is there may be of another dtype
-            shutil.rmtree(self._index, ignore_errors=True)
-        for file, size in ((self._vecs_file, vec_bytes), (self._docnos_file, docno_bytes)):
-            if size > (file.stat().st_size if file.exists() else 0):
-                raise ValueError(
-                    f"expected {size} bytes in {file} to go on with, found fewer; what an interrupted build left is damaged: "
-                    "pass mode='overwrite' to begin anew"
-                )
-        self._index.mkdir(exist_ok=True)
-        self._vecs = open(self._vecs_file, "ab")
-        self._docnos = open(self._docnos_file, "ab")
-        # What was written after the last batch that counts is cut off again.
-        self._vecs.truncate(vec_bytes)
-        self._docnos.truncate(docno_bytes)
-        self._seen = Seen(self.stored_docnos)
-        for docnos in chunked(self.stored_docnos(), 10_000):
-            self._seen.add(docnos)
-
-    def _read_state(self) -> tuple[int, int | None, int]:
-        """Documents, dimensions and bytes of docnos that are safely stored."""
-        if not self._state_file.exists():
-            return 0, None, 0
-        state = json.loads(self._state_file.read_text())
-        check_same_build(self.path, state["facts"], self.facts)
-        return state["count"], state["vec_size"], state["docno_bytes"]
+    def _read_vec_size(self) -> int | None:
+        """Return the dimensions of the stored vectors; None if there are none."""
+        if not self.count:
+            return None
+        return (self._staged.folder / self._vectors_file).stat().st_size // (self.count * self.dtype.itemsize)
 
     def stored_docnos(self) -> Iterator[str]:
-        """The docnos that are already stored, in order."""
-        with open(self._docnos_file, encoding="utf-8") as lines:
+        """Yield the docnos that are already stored, in order."""
+        with open(self._staged.folder / STAGED_DOCNOS_FILE, encoding="utf-8") as lines:
             yield from map(json.loads, lines)
 
     def check(self, docnos: Sequence[str]) -> None:
-        """Checks the docnos of a batch before work is spent on it.
+        """Check the docnos of a batch before its documents are encoded.
 
         Raises:
-            ValueError: for an empty, repeated, overlong or non-string docno.
+            ValueError: If a docno is empty, repeated, too long or not a string.
         """
-        self._seen.check(docnos)
+        self._duplicates.check(docnos)
 
     def add(self, docnos: Sequence[str], vectors: np.ndarray) -> None:
-        """Stores a batch of documents that :meth:`check` has passed.
+        """Store a batch of documents that :meth:`check` has accepted.
 
         Args:
-            docnos: n docnos.
-            vectors: (n, D).
+            docnos: N docnos.
+            vectors: Array of shape (N, D).
 
         Raises:
-            ValueError: where vectors have another size than those before, or values that cannot be stored.
+            ValueError: If the vectors have another size than those before, or values that cannot be stored.
         """
-        stored = self._checked(docnos, vectors)
-        self._vecs.write(stored.tobytes())
-        self._docnos.write("".join(json.dumps(docno) + "\n" for docno in docnos).encode())
-        for file in (self._vecs, self._docnos):
-            file.flush()
-            os.fsync(file.fileno())
-        self._seen.add(docnos)
-        self.count += len(docnos)
+        stored = self._convert(docnos, vectors)
+        lines = "".join(json.dumps(docno) + "\n" for docno in docnos)
+        self._staged.append(len(docnos), {self._vectors_file: stored.tobytes(), STAGED_DOCNOS_FILE: lines.encode()})
+        self._duplicates.add(docnos)
         self.vec_size = vectors.shape[1]
-        state = {"facts": self.facts, "count": self.count, "vec_size": self.vec_size, "docno_bytes": self._docnos.tell()}
-        write_json(self._state_file, state)
 
-    def _checked(self, docnos: Sequence[str], vectors: np.ndarray) -> np.ndarray:
-        fits = vectors.ndim == 2 and len(vectors) == len(docnos) and vectors.shape[1] == (self.vec_size or vectors.shape[1])
-        if not fits or not vectors.size:
+    def _convert(self, docnos: Sequence[str], vectors: np.ndarray) -> np.ndarray:
+        """Check vectors and convert them to the data type of the index."""
+        expected = (len(docnos), self.vec_size or "D")
+        if vectors.ndim != 2 or not vectors.size or vectors.shape != (len(docnos), self.vec_size or vectors.shape[1]):
             raise ValueError(
-                f"expected vectors of shape ({len(docnos)}, {self.vec_size or 'D'}), found {vectors.shape}; do all "
-                "documents come from one model?"
+                f"Document vectors must have shape ({expected[0]}, {expected[1]}), got {vectors.shape}. "
+                "Use one model for all documents."
             )
         with np.errstate(over="ignore"):
             stored = vectors.astype(self.dtype)
         finite = np.isfinite(stored).all(axis=1)
         if not finite.all():
             docno = docnos[int(np.argmin(finite))]
-            advice = "pass dtype='fp32'" if np.isfinite(vectors).all() else "look at the document and the model"
-            raise ValueError(f"document {docno!r}: expected numbers finite in {self.dtype}, found NaN or infinity; {advice}")
+            advice = "Pass dtype='fp32'." if np.isfinite(vectors).all() else "Check the document and the model."
+            raise ValueError(f"The vector of document {docno!r} must be finite in {self.dtype}, got NaN or infinity. {advice}")
         return stored
 
     def finish(self) -> None:
-        """Completes the index and puts it in place.
+        """Complete the index and put it in place.
 
         Raises:
-            ValueError: where there are no documents.
+            ValueError: If no document was added.
         """
         if not self.count:
-            raise ValueError("expected at least one document, found none; nothing was written")
-        self._vecs.close()
-        self._docnos.close()
-        write_docnos(self._index / DOCNOS_FILE, self.stored_docnos())
-        fsync(self._index / DOCNOS_FILE)
+            raise ValueError("An index needs at least one document, got none. Nothing was written.")
+        docnos_file = self._staged.new / DOCNOS_FILE
+        write_docnos(docnos_file, self.stored_docnos())
+        fsync(docnos_file)
         meta = {
             "type": "dense_index",
             "format": "hypencoder",
@@ -246,21 +155,25 @@ class IndexWriter:
             "doc_count": self.count,
             "vec_size": self.vec_size,
             **self.facts,
-            "written_by": f"pyterrier-hypencoder {version('pyterrier-hypencoder')}",
         }
-        write_json(self._index / META_FILE, meta)
-        if self.path.exists():
-            os.replace(self.path, self._old)
-        os.replace(self._index, self.path)
-        fsync(self.path.parent)
-        shutil.rmtree(self.staging, ignore_errors=True)
-        self._lock.release()
+        self._staged.finish(meta)
 
     def abandon(self) -> None:
-        """Closes after an error: what was stored stays for ``mode="resume"``; where that is nothing, all is removed."""
-        self._vecs.close()
-        self._docnos.close()
-        self._put_back()
-        if not self.count:
-            shutil.rmtree(self.staging, ignore_errors=True)
-        self._lock.release()
+        """Stop after an error: stored documents stay for ``mode="resume"``; if there are none, everything is deleted."""
+        self._staged.abandon()
+
+
+def _check_place(path: Path, mode: str) -> None:
+    """Check that a mode allows what exists at the path of an index."""
+    unfinished = is_unfinished(path)
+    if path.exists() and (mode == "create" or (mode == "resume" and not unfinished)):
+        raise FileExistsError(f"{path} already exists. Pass mode='overwrite' to replace an index, or choose another path.")
+    if path.exists() and not is_index(path):
+        raise FileExistsError(
+            f"{path} exists and is not an index of this package, so it is not overwritten. Choose another path or delete it."
+        )
+    if mode == "create" and unfinished:
+        raise FileExistsError(
+            f"{get_staging_path(path)} contains an interrupted build. Pass mode='resume' to continue it, or "
+            "mode='overwrite' to start again."
+        )

@@ -1,4 +1,4 @@
-"""Child processes that begin the same, with one thread, and import the package once."""
+"""Child processes for tests: they start with one thread and import the package once."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-PROCESSES = multiprocessing.get_context("forkserver")  # imports once; every process begins the same, with one thread
+PROCESSES = multiprocessing.get_context("forkserver")  # the server imports once; every child is forked from it
 PROCESSES.set_forkserver_preload(["pyterrier_hypencoder.transformers.indexer", "transformers.models.bert.modeling_bert"])
 
 
-def in_child(function: Callable[..., Any], *args: Any) -> Any:
-    """What a function returns, or raises, in a process of its own."""
+def run_in_child(function: Callable[..., Any], *args: Any) -> Any:
+    """Run a function in a new process; return its result or raise its exception."""
     with ProcessPoolExecutor(1, mp_context=PROCESSES) as pool:
         return pool.submit(function, *args).result(timeout=300)

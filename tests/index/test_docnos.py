@@ -1,4 +1,4 @@
-"""Docnos: whatever a collection calls its documents, the lookup gives it back; and every document has its own."""
+"""Docnos: lookup in both directions for any strings, damaged files, and the detection of duplicates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pyterrier_hypencoder.index import docnos as docnos_module
-from pyterrier_hypencoder.index.docnos import Docnos, Seen, write_docnos
+from pyterrier_hypencoder.index.docnos import Docnos, DuplicateChecker, write_docnos
 
 COLLECTIONS = {
     "one": ["d1"],
@@ -40,7 +40,7 @@ COLLECTIONS = {
 }
 
 
-def written(path: Path, docnos: list[str]) -> Docnos:
+def write(path: Path, docnos: list[str]) -> Docnos:
     write_docnos(path, docnos)
     return Docnos(path, len(docnos))
 
@@ -50,14 +50,14 @@ def collection(request) -> list[str]:
     return COLLECTIONS[request.param]
 
 
-def test_docnos_come_back_in_order(tmp_path, collection):
-    docnos = written(tmp_path / "x", collection)
+def test_iterating_returns_docnos_in_order(tmp_path, collection):
+    docnos = write(tmp_path / "x", collection)
     assert list(docnos) == collection
     assert len(docnos) == len(collection)
 
 
-def test_docids_and_docnos_are_each_others_inverse(tmp_path, collection):
-    docnos = written(tmp_path / "x", collection)
+def test_find_is_the_inverse_of_at(tmp_path, collection):
+    docnos = write(tmp_path / "x", collection)
     docids = np.random.default_rng(0).integers(0, len(collection), 500)
     found = docnos.at(docids)
     assert found.tolist() == [collection[i] for i in docids]
@@ -66,31 +66,33 @@ def test_docids_and_docnos_are_each_others_inverse(tmp_path, collection):
     assert docnos.find(found.tolist()).dtype == np.int64
 
 
-def test_unknown_docnos_are_minus_one(tmp_path, collection):
-    docnos = written(tmp_path / "x", collection)
+def test_find_returns_minus_one_for_unknown_docnos(tmp_path, collection):
+    docnos = write(tmp_path / "x", collection)
     near = {variant for d in collection[:100] for variant in (d + "x", d[:-1], d[1:], f" {d}", f"{d} ", f"0{d}", d.upper())}
     unknown = sorted({"", "nope", "x" * 20_000, "é" * 500, *near} - set(collection))
     assert set(docnos.find(unknown)) == {-1}
     np.testing.assert_array_equal(docnos.find([unknown[-1], collection[-1]]), [-1, len(collection) - 1])
 
 
-def test_docids_keep_their_shape(tmp_path):
-    docnos = written(tmp_path / "x", ["a", "b", "c"])
+def test_at_keeps_the_shape_of_docids(tmp_path):
+    docnos = write(tmp_path / "x", ["a", "b", "c"])
     assert docnos.at(np.array([[2, 0], [1, 1]])).tolist() == [["c", "a"], ["b", "b"]]
     assert docnos.at(np.empty((0, 4), dtype=np.int64)).shape == (0, 4)
     assert docnos.find([]).shape == (0,)
 
 
-def test_known_names_some_unknown_docnos(tmp_path):
-    docnos = written(tmp_path / "x", ["a", "b"])
+def test_require_names_unknown_docnos(tmp_path):
+    docnos = write(tmp_path / "x", ["a", "b"])
     np.testing.assert_array_equal(docnos.require(["b", "a"]), [1, 0])
-    with pytest.raises(ValueError, match=r"expected documents of the index .*, found unknown ones: u0, u1, u2, u3, u4 and 2"):
+    with pytest.raises(
+        ValueError, match=r"docno must be in the index .*, got unknown docnos: u0, u1, u2, u3, u4 and 2 more. Check"
+    ):
         docnos.require(["a", *(f"u{i}" for i in range(7)), "u0"])
 
 
-def test_what_a_killed_build_left_is_replaced(tmp_path):
+def test_write_docnos_replaces_half_a_file(tmp_path):
     (tmp_path / "x").write_bytes(b"half a file")
-    assert list(written(tmp_path / "x", ["a", "b"])) == ["a", "b"]
+    assert list(write(tmp_path / "x", ["a", "b"])) == ["a", "b"]
 
 
 DAMAGES = {
@@ -98,65 +100,65 @@ DAMAGES = {
     "empty": b"",
     "zeros": bytes(5000),
     "random": random.Random(3).randbytes(5000),
-    "text": b"no lookup\n" * 100,
+    "text": b"other text\n" * 100,
     "json": json.dumps({"format": "hash"}).encode(),
 }
 
 
 @pytest.mark.filterwarnings("ignore:magic header not found")
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_file_that_is_no_lookup_is_an_error(tmp_path, damage):
+def test_a_file_of_another_format_is_an_error(tmp_path, damage):
     if DAMAGES[damage] is not None:
         (tmp_path / "x").write_bytes(DAMAGES[damage])
-    with pytest.raises(ValueError, match="missing or damaged file .* copy or build the index again"):
+    with pytest.raises(ValueError, match="are missing or damaged .* Copy the index again or rebuild it"):
         Docnos(tmp_path / "x", 3)
 
 
-def test_a_directory_is_no_lookup(tmp_path):
+def test_a_directory_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="missing or damaged"):
         Docnos(tmp_path, 3)
 
 
 @pytest.mark.parametrize("name", ["one", "unicode", "257 documents", "blocks of several kinds"])
-def test_a_file_cut_short_anywhere_is_an_error(tmp_path, name):
+def test_a_file_truncated_anywhere_is_an_error(tmp_path, name):
     docnos, path = COLLECTIONS[name], tmp_path / "x"
     write_docnos(path, docnos)
     whole = path.read_bytes()
     for end in {*range(0, len(whole), 1 + len(whole) // 200), *range(len(whole) - 20, len(whole))}:
         path.write_bytes(whole[:end])
-        with pytest.raises(ValueError, match="copy or build the index again"):
+        with pytest.raises(ValueError, match="Copy the index again or rebuild it"):
             Docnos(path, len(docnos))
 
 
-def test_a_lookup_that_does_not_find_its_own_docnos_is_an_error(tmp_path):
+def test_a_file_with_changed_docnos_is_an_error(tmp_path):
     write_docnos(tmp_path / "x", COLLECTIONS["257 documents"])
     whole = (tmp_path / "x").read_bytes()
     (tmp_path / "x").write_bytes(whole.replace(b"MARCO_", b"marco-"))
-    with pytest.raises(ValueError, match="do not find themselves"):
+    with pytest.raises(ValueError, match="the first or last docno is not found"):
         Docnos(tmp_path / "x", 257)
 
 
 @pytest.mark.parametrize("count", [256, 258, 1])
-def test_a_lookup_of_another_size_is_an_error(tmp_path, count):
+def test_another_number_of_docnos_is_an_error(tmp_path, count):
     write_docnos(tmp_path / "x", COLLECTIONS["257 documents"])
-    with pytest.raises(ValueError, match=f"expected {count} docnos in .*, found 257; copy or build the index again"):
+    with pytest.raises(ValueError, match=f"must have {count} docnos, got 257. Copy the index again or rebuild it"):
         Docnos(tmp_path / "x", count)
 
 
-def seen_after(*batches: list[str]) -> Seen:
+def make_checker(*batches: list[str]) -> DuplicateChecker:
     stored: list[str] = []
-    seen = Seen(lambda: iter(stored))
+    checker = DuplicateChecker(lambda: iter(stored))
     for batch in batches:
-        seen.check(batch)
-        seen.add(batch)
+        checker.check(batch)
+        checker.add(batch)
         stored += batch
-    return seen
+    return checker
 
 
 @pytest.mark.parametrize("docno", ["", None, 7, 1.5, np.nan, b"d1", "a\0b", "a\0", "x" * 4097, "é" * 2049, "\ud800", ["d1"]])
-def test_a_docno_is_a_usable_string(docno):
-    with pytest.raises(ValueError, match="docno: expected a non-empty string of at most 4096 bytes, found .*give every"):
-        seen_after().check(["d1", docno, "d2"])
+def test_check_refuses_unusable_docnos(docno):
+    with pytest.raises(ValueError, match="docno must be a non-empty string of at most 4096 bytes, got .* Give every"):
+        make_checker().check(["d1", docno, "d2"])
 
 
 @pytest.mark.parametrize(
@@ -169,22 +171,24 @@ def test_a_docno_is_a_usable_string(docno):
         [[f"d{i}" for i in range(1000)], *([f"e{i}"] for i in range(20)), ["a"], ["f"], ["a"]],
     ],
 )
-def test_a_repeated_docno_is_found_in_its_batch(batches):
-    seen = seen_after(*batches[:-1])
-    with pytest.raises(ValueError, match="expected every document to have its own, found 'a' twice; remove or rename"):
-        seen.check(batches[-1])
+def test_check_finds_a_repeated_docno_in_its_batch(batches):
+    checker = make_checker(*batches[:-1])
+    with pytest.raises(ValueError, match="docno must be unique, got 'a' twice. Remove or rename"):
+        checker.check(batches[-1])
 
 
-def test_a_batch_that_failed_is_not_remembered():
-    seen = seen_after(["a"])
+def test_a_refused_batch_is_not_remembered():
+    checker = make_checker(["a"])
     with pytest.raises(ValueError, match="twice"):
-        seen.check(["b", "a"])
-    seen.check(["b"])
+        checker.check(["b", "a"])
+    checker.check(["b"])
 
 
 @pytest.mark.parametrize("buckets", [1, 3])
-def test_equal_hashes_are_no_repetition(monkeypatch, buckets):
-    monkeypatch.setattr(docnos_module, "_hashes", lambda docnos: np.array([len(d) % buckets for d in docnos], dtype=np.int64))
-    seen = seen_after(*([f"{'x' * i}{j}" for j in range(5)] for i in range(20)))
-    with pytest.raises(ValueError, match="found 'xx3' twice"):
-        seen.check(["new", "xx3"])
+def test_docnos_with_equal_hashes_are_not_duplicates(monkeypatch, buckets):
+    monkeypatch.setattr(
+        docnos_module, "_hash_docnos", lambda docnos: np.array([len(d) % buckets for d in docnos], dtype=np.int64)
+    )
+    checker = make_checker(*([f"{'x' * i}{j}" for j in range(5)] for i in range(20)))
+    with pytest.raises(ValueError, match="got 'xx3' twice"):
+        checker.check(["new", "xx3"])

@@ -1,112 +1,131 @@
-"""The inner-product index: what it finds, when it is built again, and surrogate search over it."""
+"""The inner-product index: what it finds, when it is built, damage, and surrogate search over it."""
 
 from __future__ import annotations
 
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from indexes import write_index
 
-from pyterrier_hypencoder import HypencoderIndexer
+from pyterrier_hypencoder import HypencoderIndex
 from pyterrier_hypencoder.index import inner_product
-from pyterrier_hypencoder.index.inner_product import FACTS_FILE, INDEX_FILE, InnerProductIndex
-from pyterrier_hypencoder.transformers import retriever
+from pyterrier_hypencoder.index.inner_product import (
+    FACTS_FILE,
+    INDEX_FILE,
+    InnerProductIndex,
+    build_inner_product_index,
+    is_built,
+    open_inner_product_index,
+)
+from pyterrier_hypencoder.index.reader import IndexReader
 
 N, D = 2000, 16
 
 
-def docs(seed: int):
-    vectors = np.random.default_rng(seed).normal(size=(N, D)).astype(np.float32)
-    return [{"docno": f"d{i}", "doc_vec": vector} for i, vector in enumerate(vectors)]
+@pytest.fixture(autouse=True)
+def no_fsync(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+
+
+def make_vectors(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(N, D)).astype(np.float32)
+
+
+def make_queries(n: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, D, generator=torch.Generator().manual_seed(seed))
+
+
+def mark_none_seen(n: int) -> torch.Tensor:
+    return torch.zeros(n, N, dtype=torch.bool)
 
 
 @pytest.fixture
-def index(tmp_path):
-    return HypencoderIndexer(tmp_path / "x.hyp").index(docs(0))
+def reader(tmp_path) -> IndexReader:
+    return write_index(tmp_path / "x.hyp", make_vectors(), dtype="fp16")
 
 
-def found_of(index, queries, k, met):
-    """What a scan finds, and the share of the best that it is."""
-    values, docids = index.inner_product_index()(queries, k, met)
-    products = (queries @ torch.from_numpy(index.vectors.astype(np.float32)).T).masked_fill(met, -torch.inf)
+def compare_with_exact(
+    reader: IndexReader, queries: torch.Tensor, k: int, seen: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Return the values of a search, the true inner products of the documents that it found, and its recall."""
+    values, docids = build_inner_product_index(reader)(queries, k, seen)
+    products = (queries @ torch.from_numpy(reader.vectors.astype(np.float32)).T).masked_fill(seen, -torch.inf)
     best = products.topk(k, dim=1).indices
-    share = np.mean([len(set(a.tolist()) & set(b.tolist())) / k for a, b in zip(docids, best, strict=True)])
-    return values, products.gather(1, docids), share
+    recall = np.mean([len(set(a.tolist()) & set(b.tolist())) / k for a, b in zip(docids, best, strict=True)])
+    return values, products.gather(1, docids), float(recall)
 
 
-def test_it_finds_most_of_the_best_of_what_was_not_met(index):
-    queries = torch.randn(3, D, generator=torch.Generator().manual_seed(0))
-    met = torch.zeros(3, N, dtype=torch.bool)
-    met[:, ::2] = True
-    met[0, :400] = True
-    values, products, share = found_of(index, queries, 50, met)
-    torch.testing.assert_close(values, products, rtol=1e-2, atol=1e-2)  # as precise as half of a float
-    assert bool((values.diff(dim=1) <= 0).all()) and share > 0.95
+# Recall
 
 
-def test_the_very_best_may_have_been_met(index):
-    queries = torch.randn(2, D, generator=torch.Generator().manual_seed(1))
-    met = torch.zeros(2, N, dtype=torch.bool)
-    met.scatter_(1, (queries @ torch.from_numpy(index.vectors.astype(np.float32)).T).topk(300, dim=1).indices, True)
-    assert found_of(index, queries, 50, met)[2] > 0.9
+def test_search_leaves_out_seen_documents(reader):
+    seen = mark_none_seen(3)
+    seen[:, ::2] = True
+    seen[0, :400] = True
+    values, products, recall = compare_with_exact(reader, make_queries(3), 50, seen)
+    torch.testing.assert_close(values, products, rtol=1e-2, atol=1e-2)  # the precision of float16
+    assert bool((values.diff(dim=1) <= 0).all()) and recall > 0.95
+
+
+def test_search_keeps_recall_if_the_best_documents_were_seen(reader):
+    queries, seen = make_queries(2, seed=1), mark_none_seen(2)
+    seen.scatter_(1, (queries @ torch.from_numpy(reader.vectors.astype(np.float32)).T).topk(300, dim=1).indices, True)
+    assert compare_with_exact(reader, queries, 50, seen)[2] > 0.9
 
 
 @pytest.mark.parametrize(("dtype", "unit"), [("fp16", 1.0), ("fp32", 1.0), ("fp32", 1e6)])
-def test_lengths_may_differ(tmp_path, dtype, unit):
-    lengths = unit * np.exp(0.5 * np.random.default_rng(2).normal(size=N))
-    scaled = [doc | {"doc_vec": doc["doc_vec"] * np.float32(length)} for doc, length in zip(docs(0), lengths, strict=True)]
-    index = HypencoderIndexer(tmp_path / "x.hyp", dtype=dtype).index(scaled)
-    queries = torch.randn(3, D, generator=torch.Generator().manual_seed(0))
-    assert found_of(index, queries, 50, torch.zeros(3, N, dtype=torch.bool))[2] > 0.95
+def test_search_keeps_recall_for_vectors_of_different_norms(tmp_path, dtype, unit):
+    norms = unit * np.exp(0.5 * np.random.default_rng(2).normal(size=(N, 1)))
+    reader = write_index(tmp_path / "x.hyp", make_vectors() * norms, dtype=dtype)
+    assert compare_with_exact(reader, make_queries(3), 50, mark_none_seen(3))[2] > 0.95
 
 
-@pytest.mark.parametrize("shared", [1.0, 3.0])
-def test_what_all_vectors_share_hides_none(tmp_path, shared):
-    rest = np.array([doc["doc_vec"] for doc in docs(0)])
-    common = shared * np.sqrt(D) * np.eye(D, dtype=np.float32)[3]
-    index = HypencoderIndexer(tmp_path / "x.hyp").index(
-        {"docno": f"d{i}", "doc_vec": vector + common} for i, vector in enumerate(rest)
-    )
-    queries = torch.randn(20, D, generator=torch.Generator().manual_seed(0))
-    values, products, share = found_of(index, queries, 50, torch.zeros(20, N, dtype=torch.bool))
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_large_common_mean_keeps_recall(tmp_path, scale):
+    mean = scale * np.sqrt(D) * np.eye(D, dtype=np.float32)[3]
+    reader = write_index(tmp_path / "x.hyp", make_vectors() + mean, dtype="fp16")
+    values, products, recall = compare_with_exact(reader, make_queries(20), 50, mark_none_seen(20))
     torch.testing.assert_close(values, products, rtol=1e-2, atol=0.05)
-    assert share > 0.95
+    assert recall > 0.95
 
 
-def test_one_vector_far_from_all_others_costs_them_nothing(tmp_path):
-    far = docs(0)
-    far[7] = far[7] | {"doc_vec": far[7]["doc_vec"] * 1000}
-    index = HypencoderIndexer(tmp_path / "x.hyp").index(far)
-    queries = torch.randn(3, D, generator=torch.Generator().manual_seed(0))
-    assert found_of(index, queries, 50, torch.zeros(3, N, dtype=torch.bool))[2] > 0.9
+def test_one_outlier_keeps_the_recall_of_the_other_vectors(tmp_path):
+    vectors = make_vectors()
+    vectors[7] *= 1000
+    reader = write_index(tmp_path / "x.hyp", vectors, dtype="fp16")
+    assert compare_with_exact(reader, make_queries(3), 50, mark_none_seen(3))[2] > 0.9
+
+
+# Equal vectors
 
 
 @pytest.mark.parametrize("count", [1, 2, 300])
-def test_vectors_that_are_all_equal(tmp_path, count):
-    same = [{"docno": f"d{i}", "doc_vec": np.ones(D, np.float32)} for i in range(count)]
-    scan = HypencoderIndexer(tmp_path / "x.hyp").index(same).inner_product_index()
-    met = torch.zeros(1, count, dtype=torch.bool)
-    values, docids = scan(torch.ones(1, D), 5, met)
-    real = docids[values > -torch.inf].tolist()
-    assert len(set(real)) == len(real) == min(5, count)
-    torch.testing.assert_close(values[values > -torch.inf], torch.full((len(real),), float(D)), rtol=1e-2, atol=0)
-    met[0, 1:] = True
-    values, docids = scan(torch.ones(1, D), 5, met)
+def test_equal_vectors_are_all_found(tmp_path, count):
+    search = build_inner_product_index(write_index(tmp_path / "x.hyp", np.ones((count, D)), dtype="fp16"))
+    seen = torch.zeros(1, count, dtype=torch.bool)
+    values, docids = search(torch.ones(1, D), 5, seen)
+    found = docids[values > -torch.inf].tolist()
+    assert len(set(found)) == len(found) == min(5, count)
+    torch.testing.assert_close(values[values > -torch.inf], torch.full((len(found),), float(D)), rtol=1e-2, atol=0)
+    seen[0, 1:] = True
+    values, docids = search(torch.ones(1, D), 5, seen)
     assert docids[values > -torch.inf].tolist() == [0]
 
 
-def test_many_copies_of_one_vector_do_not_hide_the_others(tmp_path):
-    copied = docs(0)
-    for place in range(0, N, 3):
-        copied[place] = copied[place] | {"doc_vec": copied[1]["doc_vec"]}
-    index = HypencoderIndexer(tmp_path / "x.hyp").index(copied)
-    queries = torch.randn(20, D, generator=torch.Generator().manual_seed(0))
-    queries[0] = torch.from_numpy(copied[1]["doc_vec"])  # likes the copies best
-    values, docids = index.inner_product_index()(queries, 50, torch.zeros(20, N, dtype=torch.bool))
-    products = queries @ torch.from_numpy(index.vectors.astype(np.float32)).T
+def test_many_copies_of_one_vector_keep_the_recall_of_the_others(tmp_path):
+    vectors = make_vectors()
+    vectors[::3] = vectors[1]
+    reader = write_index(tmp_path / "x.hyp", vectors, dtype="fp16")
+    queries = make_queries(20)
+    queries[0] = torch.from_numpy(vectors[1])  # the copies are its best documents
+    values, docids = build_inner_product_index(reader)(queries, 50, mark_none_seen(20))
+    products = queries @ torch.from_numpy(reader.vectors.astype(np.float32)).T
     best = products.topk(50, dim=1).values
     torch.testing.assert_close(values, products.gather(1, docids), rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(values[0], best[0], rtol=1e-2, atol=1e-2)
@@ -114,119 +133,163 @@ def test_many_copies_of_one_vector_do_not_hide_the_others(tmp_path):
     assert float((values >= best[:, -1:] - 0.01).float().mean()) > 0.95
 
 
-def test_more_than_there_are(index):
-    met = torch.ones(1, N, dtype=torch.bool)
-    met[0, 7] = False
-    values, docids = InnerProductIndex(index.reader)(torch.ones(1, D), 10 * N, met)
+def test_k_may_exceed_the_number_of_documents(reader):
+    seen = ~mark_none_seen(1)
+    seen[0, 7] = False
+    values, docids = build_inner_product_index(reader)(torch.ones(1, D), 10 * N, seen)
     assert values.shape == docids.shape == (1, N)
     assert docids[values > -torch.inf].tolist() == [7]
 
 
-def test_it_is_built_once_and_again_when_the_index_has_changed(index):
-    InnerProductIndex(index.reader)
-    file = index.path / INDEX_FILE
+# Building and opening
+
+
+def test_open_never_builds(reader):
+    assert open_inner_product_index(reader) is None and not is_built(reader)
+    assert not (reader.path / INDEX_FILE).exists()
+    build_inner_product_index(reader)
+    assert isinstance(open_inner_product_index(reader), InnerProductIndex) and is_built(reader)
+
+
+def test_build_opens_an_index_that_is_up_to_date(reader):
+    build_inner_product_index(reader)
+    file = reader.path / INDEX_FILE
     first = file.stat().st_mtime_ns
-    InnerProductIndex(index.reader)
+    build_inner_product_index(reader)
     assert file.stat().st_mtime_ns == first
-    (index.path / FACTS_FILE).write_text("{}")
-    InnerProductIndex(index.reader)
+    (reader.path / FACTS_FILE).write_text("{}")
+    build_inner_product_index(reader)
     assert file.stat().st_mtime_ns > first
 
 
-def test_those_who_come_while_it_is_built_wait(index, monkeypatch):
+def test_verbose_shows_progress(reader, capfd):
+    build_inner_product_index(reader, verbose=True)
+    assert f"{N}/{N}" in capfd.readouterr().err
+
+
+def test_concurrent_builds_wait_for_the_first_one(reader, monkeypatch):
     built = []
-    build = inner_product._build
+    write_files = inner_product._write_files
 
-    def slowly(*arguments):
+    def write_slowly(*arguments: Any) -> None:
         time.sleep(0.3)
-        built.append(build(*arguments))
+        built.append(write_files(*arguments))
 
-    monkeypatch.setattr(inner_product, "_build", slowly)
+    monkeypatch.setattr(inner_product, "_write_files", write_slowly)
     with ThreadPoolExecutor(4) as pool:
-        scans = list(pool.map(lambda _: InnerProductIndex(index.reader), range(4)))
+        searches = list(pool.map(lambda _: build_inner_product_index(reader), range(4)))
     assert len(built) == 1
-    queries, met = torch.ones(1, D), torch.zeros(1, N, dtype=torch.bool)
-    assert len({tuple(scan(queries, 5, met)[1][0].tolist()) for scan in scans}) == 1
+    assert len({tuple(search(torch.ones(1, D), 5, mark_none_seen(1))[1][0].tolist()) for search in searches}) == 1
 
 
-def test_large_collections_are_searched_over_it(index, monkeypatch):
-    topics = pd.DataFrame({"qid": ["1", "2"], "query_vec": list(np.random.default_rng(1).normal(size=(2, D)))})
-    expected = index.retriever(num_results=20)(topics)
-    monkeypatch.setattr(retriever, "SCANNED", N - 1)
-    found = index.retriever(num_results=20, algorithm="surrogate", n_initial=50, device="cpu")(topics)
-    assert (index.path / INDEX_FILE).is_file()
-    both = expected.merge(found, on=["qid", "docno"])
-    assert len(both) >= 0.9 * len(expected)
+def test_an_index_that_is_replaced_during_a_build_is_not_taken_for_the_built_one(reader, monkeypatch):
+    write_files = inner_product._write_files
+
+    def replace_index(old: IndexReader, verbose: bool) -> None:
+        write_index(old.path, make_vectors(5), dtype="fp16", mode="overwrite")
+        write_files(old, verbose)  # still reads the old vectors
+
+    monkeypatch.setattr(inner_product, "_write_files", replace_index)
+    build_inner_product_index(reader)
+    new = IndexReader(reader.path)
+    assert not is_built(new)
+    monkeypatch.setattr(inner_product, "_write_files", write_files)
+    assert compare_with_exact(new, torch.ones(1, D), 50, mark_none_seen(1))[2] > 0.9
 
 
-def test_it_is_asked_where_there_is_one_and_it_costs_less(index, monkeypatch):
-    asked = []
-    scan = InnerProductIndex.__call__
-    monkeypatch.setattr(InnerProductIndex, "__call__", lambda *arguments: asked.append(1) or scan(*arguments))
-    monkeypatch.setattr(inner_product, "_WORTH", 5)
-    topics = pd.DataFrame({"qid": ["1"], "query_vec": list(np.random.default_rng(1).normal(size=(1, D)))})
-    surrogate = index.retriever(num_results=20, algorithm="surrogate", n_initial=50, device="cpu")
-    surrogate(topics)
-    assert not asked and not (index.path / INDEX_FILE).exists()
-    index.inner_product_index()
-    surrogate(topics)
-    assert asked
-    asked.clear()
-    few = [f"d{i}" for i in range(0, N, 5)]  # of which the index would find hardly any
-    found = index.retriever(num_results=20, algorithm="surrogate", n_initial=50, device="cpu", allowed_docnos=few)(topics)
-    assert not asked
-    pd.testing.assert_frame_equal(found, index.retriever(num_results=20, allowed_docnos=few)(topics)[found.columns])
-    surrogate.allowed_docnos = [f"d{i}" for i in range(N)]
-    surrogate(topics)
-    assert asked
-
-
-def test_whether_it_costs_less(index):
-    scan, met = index.inner_product_index(), torch.zeros(2, N, dtype=torch.bool)
-    assert scan.is_worth_it(1, 50, met) and scan.is_worth_it(2, 30, met)
-    assert not scan.is_worth_it(1, 70, met) and not scan.is_worth_it(2, 40, met)
-    met[1, :40] = True
-    assert not scan.is_worth_it(1, 50, met) and scan.is_worth_it(1, 20, met)
-
-
-def test_an_index_that_is_replaced_meanwhile_has_none_of_the_old_vectors(index, monkeypatch):
-    build = inner_product._build
-
-    def overtaken(reader, verbose):
-        HypencoderIndexer(index.path, mode="overwrite").index(docs(5))
-        build(reader, verbose)  # which still reads the old vectors
-
-    monkeypatch.setattr(inner_product, "_build", overtaken)
-    InnerProductIndex(index.reader)
-    assert not inner_product.is_built(index.reader)
-    monkeypatch.setattr(inner_product, "_build", build)
-    assert found_of(index, torch.ones(1, D), 50, torch.zeros(1, N, dtype=torch.bool))[2] > 0.9
+@pytest.fixture(scope="module")
+def built_files(tmp_path_factory) -> tuple[IndexReader, dict[str, bytes]]:
+    """An index with an inner-product index, and the content of its files."""
+    reader = write_index(tmp_path_factory.mktemp("built") / "x.hyp", make_vectors(), dtype="fp16")
+    build_inner_product_index(reader)
+    return reader, {name: (reader.path / name).read_bytes() for name in (*inner_product._FILES, FACTS_FILE)}
 
 
 @pytest.mark.parametrize("name", inner_product._FILES)
 @pytest.mark.parametrize("kept", [0, 0.5, 0.99])
-def test_a_file_cut_short_is_no_index(index, name, kept):
-    index.inner_product_index()
-    whole = (index.path / name).read_bytes()
-    (index.path / name).write_bytes(whole[: int(kept * len(whole))])
-    with pytest.raises(ValueError, match=f"inner-product index of {N} documents .*remove {FACTS_FILE} there"):
-        index.inner_product_index()
-    (index.path / FACTS_FILE).unlink()
-    assert found_of(index, torch.ones(1, D), 50, torch.zeros(1, N, dtype=torch.bool))[2] > 0.9
+def test_a_truncated_file_is_an_error(built_files, name, kept):
+    reader, files = built_files
+    for other, content in files.items():
+        (reader.path / other).write_bytes(content)
+    (reader.path / name).write_bytes(files[name][: int(kept * len(files[name]))])
+    for use in (open_inner_product_index, build_inner_product_index):
+        with pytest.raises(ValueError, match=f"Inner-product index of {N} documents .* is damaged: .* Delete {FACTS_FILE}"):
+            use(reader)
 
 
-def test_a_build_that_was_killed_is_begun_anew(index, monkeypatch):
-    put = inner_product._put
+def test_a_damaged_index_is_built_again_without_its_facts(reader):
+    build_inner_product_index(reader)
+    for name in inner_product._FILES:
+        (reader.path / name).write_bytes(b"")
+    (reader.path / FACTS_FILE).unlink()
+    assert compare_with_exact(reader, torch.ones(1, D), 50, mark_none_seen(1))[2] > 0.9
+
+
+def test_a_file_of_another_index_is_an_error(reader, tmp_path):
+    build_inner_product_index(reader)
+    other = write_index(tmp_path / "y.hyp", make_vectors()[:100], dtype="fp16")
+    build_inner_product_index(other)
+    (reader.path / INDEX_FILE).write_bytes((other.path / INDEX_FILE).read_bytes())
+    with pytest.raises(ValueError, match=f"{N} documents and {N} distinct vectors for 100 stored vectors"):
+        open_inner_product_index(reader)
+
+
+def test_a_killed_build_is_started_again(reader, monkeypatch):
+    publish = inner_product._publish
     for name in inner_product._FILES:
 
-        def killed(file, at=name):
+        def die(file: Any, at: str = name) -> Any:
             if file.name == at:
                 raise KeyboardInterrupt
-            return put(file)
+            return publish(file)
 
-        monkeypatch.setattr(inner_product, "_put", killed)
+        monkeypatch.setattr(inner_product, "_publish", die)
         with pytest.raises(KeyboardInterrupt):
-            index.inner_product_index()
-        assert not inner_product.is_built(index.reader)
-    monkeypatch.setattr(inner_product, "_put", put)
-    assert found_of(index, torch.ones(1, D), 50, torch.zeros(1, N, dtype=torch.bool))[2] > 0.9
+            build_inner_product_index(reader)
+        assert not is_built(reader)
+    monkeypatch.setattr(inner_product, "_publish", publish)
+    assert compare_with_exact(reader, torch.ones(1, D), 50, mark_none_seen(1))[2] > 0.9
+
+
+# When it is used
+
+
+def test_is_worth_it_depends_on_queries_results_and_seen_documents(reader):
+    search, seen = build_inner_product_index(reader), mark_none_seen(2)
+    assert search.is_worth_it(1, 50, seen) and search.is_worth_it(2, 30, seen)
+    assert not search.is_worth_it(1, 70, seen) and not search.is_worth_it(2, 40, seen)
+    seen[1, :40] = True
+    assert not search.is_worth_it(1, 50, seen) and search.is_worth_it(1, 20, seen)
+
+
+def test_surrogate_search_uses_it_only_if_it_is_built_and_worth_it(reader, monkeypatch):
+    calls = []
+    search = InnerProductIndex.__call__
+    monkeypatch.setattr(InnerProductIndex, "__call__", lambda *arguments: calls.append(1) or search(*arguments))
+    monkeypatch.setattr(inner_product, "_VECTORS_PER_VISIT", 5)
+    topics = pd.DataFrame({"qid": ["1"], "query_vec": list(np.random.default_rng(1).normal(size=(1, D)))})
+    index = HypencoderIndex(reader.path)
+    surrogate = index.retriever(num_results=20, algorithm="surrogate", n_initial=50, device="cpu")
+    surrogate(topics)
+    assert not calls and not (reader.path / INDEX_FILE).exists()
+    index.inner_product_index()
+    surrogate(topics)
+    assert calls
+    calls.clear()
+    few = [f"d{i}" for i in range(0, N, 5)]  # HNSW would find hardly any of them
+    found = index.retriever(num_results=20, algorithm="surrogate", n_initial=50, device="cpu", allowed_docnos=few)(topics)
+    assert not calls
+    pd.testing.assert_frame_equal(found, index.retriever(num_results=20, allowed_docnos=few)(topics)[found.columns])
+    surrogate.allowed_docnos = [f"d{i}" for i in range(N)]
+    surrogate(topics)
+    assert calls
+
+
+def test_surrogate_search_over_it_finds_the_exhaustive_results(reader, monkeypatch):
+    monkeypatch.setattr(inner_product, "_VECTORS_PER_VISIT", 5)
+    topics = pd.DataFrame({"qid": ["1", "2"], "query_vec": list(np.random.default_rng(1).normal(size=(2, D)))})
+    index = HypencoderIndex(reader.path)
+    expected = index.retriever(num_results=20)(topics)
+    index.inner_product_index()
+    found = index.retriever(num_results=20, algorithm="surrogate", n_initial=50, device="cpu")(topics)
+    assert len(expected.merge(found, on=["qid", "docno"])) >= 0.9 * len(expected)

@@ -1,0 +1,99 @@
+"""Approximate nearest-neighbour search over distinct vectors with faiss: HNSW and NN-descent.
+
+Both first build an index, which is kept in the staging directory of the graph, so a resumed build uses it again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyterrier as pt
+
+from .distinct import DistinctVectors
+from .files import publish_file
+
+_TILE_BYTES = 32 * 2**20  # float32 vectors that are added at once
+
+
+class HnswSearch:
+    """HNSW index of faiss. Vectors that are stored as float16 stay float16.
+
+    Args:
+        vectors: Distinct vectors to search.
+        options: ``M``, ``efConstruction`` and ``efSearch``.
+        folder: Directory that holds the index; it is built if it is not there.
+        verbose: If True, show the progress of building.
+    """
+
+    def __init__(self, vectors: DistinctVectors, options: dict[str, int], folder: Path, verbose: bool) -> None:
+        import faiss
+
+        self._vectors = vectors
+        file = folder / "hnsw.faiss"
+        if not file.exists():
+            part = file.with_suffix(".part")
+            faiss.write_index(_build_hnsw(vectors, options, verbose), str(part))
+            publish_file(part, file)
+        self._index = faiss.read_index(str(file))
+
+    def search(self, groups: np.ndarray, k: int) -> np.ndarray:
+        """Return the nearest groups of some groups.
+
+        Args:
+            groups: Groups whose vectors are the queries, shape (Q,).
+            k: Number of results.
+
+        Returns:
+            Groups, shape (Q, K); -1 if fewer were found.
+        """
+        return self._index.search(self._vectors.take(groups).astype(np.float32), k)[1]
+
+
+def _build_hnsw(vectors: DistinctVectors, options: dict[str, int], verbose: bool) -> Any:
+    import faiss
+
+    storage = "SQfp16" if vectors.dtype == np.float16 else "Flat"
+    index: Any = faiss.index_factory(vectors.size, f"HNSW{options['M']},{storage}")
+    index.is_trained = True  # SQfp16 has no parameters to train
+    index.hnsw.efConstruction, index.hnsw.efSearch = options["efConstruction"], options["efSearch"]
+    with pt.tqdm(total=len(vectors), desc="HNSW", unit="doc", disable=not verbose) as progress:
+        for _, tile in vectors.iter_tiles(_TILE_BYTES):
+            index.add(tile)
+            progress.update(len(tile))
+    return index
+
+
+class NNDescentSearch:
+    """Neighbour lists made by NN-descent of faiss. Building needs all vectors in memory, in float32.
+
+    Args:
+        vectors: Distinct vectors to search.
+        options: ``K``, ``L`` and ``iter``.
+        folder: Directory that holds the neighbour lists; they are built if they are not there.
+        verbose: If True, show when building starts and ends.
+    """
+
+    def __init__(self, vectors: DistinctVectors, options: dict[str, int], folder: Path, verbose: bool) -> None:
+        file = folder / "nn_descent.npy"
+        if not file.exists():
+            part = file.with_suffix(".part.npy")
+            np.save(part, _run_nn_descent(vectors, options, verbose))
+            publish_file(part, file)
+        self._neighbours = np.load(file, mmap_mode="r", allow_pickle=False)
+
+    def search(self, groups: np.ndarray, k: int) -> np.ndarray:
+        """Return the neighbour lists of some groups; see :meth:`HnswSearch.search`."""
+        return np.asarray(self._neighbours[groups, :k], dtype=np.int64)
+
+
+def _run_nn_descent(vectors: DistinctVectors, options: dict[str, int], verbose: bool) -> np.ndarray:
+    import faiss
+
+    with pt.tqdm(total=len(vectors), desc="NN-descent", unit="doc", disable=not verbose) as progress:
+        index = faiss.IndexNNDescentFlat(vectors.size, options["K"])
+        index.nndescent.L, index.nndescent.iter = options["L"], options["iter"]
+        index.add(np.concatenate([tile for _, tile in vectors.iter_tiles(_TILE_BYTES)]))
+        progress.update(len(vectors))
+    return faiss.vector_to_array(index.nndescent.final_graph).reshape(len(vectors), -1)
