@@ -22,6 +22,14 @@ class Docnos:
 
     Raises:
         ValueError: If the file is missing, damaged or has another number of docnos.
+
+    Example:
+        >>> from pyterrier_hypencoder import HypencoderIndex
+        >>> docnos = HypencoderIndex.example().docnos
+        >>> list(docnos)
+        ['d1', 'd2', 'd3']
+        >>> docnos.find(["d3", "unknown"]).tolist()
+        [2, -1]
     """
 
     def __init__(self, path: Path, count: int) -> None:

@@ -38,6 +38,14 @@ class NeighbourGraph:
     Raises:
         FileNotFoundError: If there is no graph.
         ValueError: If the graph is damaged, has fewer neighbours, or belongs to another index or an older state of it.
+
+    Example:
+        >>> from pyterrier_hypencoder import HypencoderIndex
+        >>> graph = HypencoderIndex.example().corpus_graph(2)
+        >>> graph.edges_data.shape
+        (3, 2)
+        >>> sorted(graph.neighbours("d1").tolist())
+        ['d2', 'd3']
     """
 
     def __init__(self, path: Path, reader: IndexReader, k: int | None = None) -> None:
