@@ -21,6 +21,7 @@ author = "The pyterrier_hypencoder maintainers"
 version = release = read_version(project)
 html_title = f"{project} {release}"
 html_theme = "furo"
+html_show_copyright = False
 
 extensions = [
     "myst_parser",
@@ -36,7 +37,7 @@ autoclass_content = "both"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-# Render "Attributes" of dataclasses as fields: autodoc documents the same attributes as members.
+# Show attributes as fields, because autodoc documents the same attributes as members.
 napoleon_use_ivar = True
 
 # Report every reference that leads nowhere, except those to other packages, which only PyTerrier's site can resolve.

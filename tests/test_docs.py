@@ -24,6 +24,7 @@ README = ROOT / "README.md"
 sys.path.insert(0, str(ROOT / "docs"))
 
 import check_english  # noqa: E402
+from run_code import run_code  # noqa: E402
 
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 DIRECTIVE = re.compile(r"^\.\. (code-block|schematic)::(.*)\n((?:   .*\n|\s*\n)+)", re.MULTILINE)
@@ -64,6 +65,9 @@ def run_blocks(path: Path, namespace: dict) -> int:
             compared += 1
     return compared
 
+
+PAGES_WITH_CODE = sorted(path.name for path in PAGES.glob("*.rst") if "code-block:: python" in path.read_text())
+PAGES_WITH_SCHEMATICS = sorted(path.name for path in PAGES.glob("*.rst") if "schematic::" in path.read_text())
 
 DOCS = pd.DataFrame(
     {
@@ -140,7 +144,7 @@ def test_readme_links_lead_to_files():
     assert not [target for target in targets if not (ROOT / target).exists()]
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in PAGES.glob("*.rst")))
+@pytest.mark.parametrize("page", PAGES_WITH_CODE)
 def test_page_code_runs_and_prints_what_it_shows(page, namespace):
     if page != "overview.rst":  # the other pages continue from its example
         run_blocks(PAGES / "overview.rst", namespace)
@@ -149,13 +153,19 @@ def test_page_code_runs_and_prints_what_it_shows(page, namespace):
     assert compared == shown.get(page, 0)
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in PAGES.glob("*.rst") if "schematic::" in path.read_text()))
+@pytest.mark.parametrize("page", PAGES_WITH_SCHEMATICS)
 def test_page_schematics_draw_a_transformer(page, namespace):
-    stand_ins = pytest.importorskip("stand_ins")  # needs Sphinx, which the extra "docs" installs
     drawings = [block.code for block in read_blocks(PAGES / page) if block.language == "schematic"]
     for code in drawings:
-        assert "ts-transformer" in pt.schematic.draw(stand_ins.run_code(code, page))
+        assert "ts-transformer" in pt.schematic.draw(run_code(code, page))
     assert drawings
+
+
+def test_pages_with_code_and_schematics_are_found():
+    assert PAGES_WITH_CODE == [
+        *("algorithms.rst", "indexing-retrieval.rst", "on-disk.rst", "overview.rst", "reranking.rst", "training.rst")
+    ]
+    assert PAGES_WITH_SCHEMATICS == ["overview.rst", "reranking.rst"]
 
 
 def test_index_page_lists_every_page():
@@ -269,7 +279,8 @@ def test_lint_finds_long_sentences_and_riddles(text, markdown, lines):
 
 
 def test_lint_reads_all_docstrings(tmp_path):
-    source = f'"""{LONG}."""\n\nSIZE = 1\n"""{LONG}."""\n\n\nclass A:\n    """Short."""\n\n    def f(self):\n        """{LONG}."""\n'
+    docstring = f'"""{LONG}."""'
+    source = f'{docstring}\n\nSIZE = 1\n{docstring}\n\n\nclass A:\n    """Short."""\n\n    def f(self):\n        {docstring}\n'
     (tmp_path / "module.py").write_text(source)
     found = list(check_english.check_file(tmp_path / "module.py"))
     assert [line.split(":")[1] for line in found] == ["1", "4", "11"]
