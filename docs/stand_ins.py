@@ -1,13 +1,13 @@
 """Local stand-ins for the directives that exist only on PyTerrier's site, so the pages build without its checkout.
 
-===============  ==================================================  ================================================
-Directive        On PyTerrier's site                                 Here
-===============  ==================================================  ================================================
-``schematic``    Run the code and draw the last expression           The same
-``how-to``       Show a section and list it on a page of all how-tos  Show the section
-``related``      Link to this section from an API entry              Check that the API entry exists, show nothing
-``cite.dblp``    Fetch the reference from DBLP                       Show a link to DBLP
-===============  ==================================================  ================================================
+=============  ==========================================  =============================================
+Directive      On PyTerrier's site                         Here
+=============  ==========================================  =============================================
+``schematic``  Run the code and draw the last expression   The same
+``how-to``     Show a section, list it on a how-to page    Show the section
+``related``    Link to this section from an API entry      Check that the API entry exists, show nothing
+``cite.dblp``  Fetch the reference from DBLP               Show a link to DBLP
+=============  ==========================================  =============================================
 """
 
 from __future__ import annotations
