@@ -168,6 +168,12 @@ def test_pages_with_code_and_schematics_are_found():
     assert PAGES_WITH_SCHEMATICS == ["overview.rst", "reranking.rst"]
 
 
+@pytest.mark.parametrize("page", sorted(path.name for path in PAGES.glob("*.rst")))
+def test_page_escapes_the_at_sign_of_measures(page):
+    text = DIRECTIVE.sub("", (PAGES / page).read_text(encoding="utf-8"))
+    assert not re.findall(r"\w+@\w+", re.sub(r"``[^`]*``", "", text)), "Sphinx makes an email link of R@10; write R\\@10"
+
+
 def test_index_page_lists_every_page():
     toctree = re.search(r"\.\. toctree::\n.*?\n\n(.*)", (PAGES / "index.rst").read_text(), re.DOTALL)
     assert toctree is not None
