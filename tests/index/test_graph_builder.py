@@ -73,6 +73,7 @@ def test_weights_are_negative_distances(tmp_path, vectors, dtype):
     distances = np.linalg.norm(exact[:, None] - exact[graph.edges_data], axis=2).clip(max=65504)
     np.testing.assert_allclose(graph.weights_data, -distances, rtol=1e-3, atol=6e-8)
     assert np.isfinite(graph.weights_data).all()
+    assert not np.signbit(graph.weights_data[graph.weights_data == 0]).any()
 
 
 def test_huge_vectors_give_a_valid_graph(tmp_path):

@@ -87,6 +87,15 @@ def test_metadata_are_written_last(path, monkeypatch):
     assert written[-1] == ("pt_meta.json", {"rows.bin", "extra"})
 
 
+def test_append_flushes_files_to_the_disk_before_it_records_their_sizes(path, monkeypatch):
+    staged, synced = start(path, 0), []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_ino))
+    files = [(staged.folder / name).stat().st_ino for name in FILES]
+    staged.append(1, {name: b"row" for name in FILES})
+    assert synced[:2] == files and synced[2] == (staged.folder / "state.json").stat().st_ino
+    staged.abandon()
+
+
 def test_an_existing_directory_stays_until_the_new_one_is_complete(path):
     old = read_tree(build(path, batches=1))
     staged = start(path, facts={"model": "other"})
@@ -267,8 +276,9 @@ def test_a_build_that_died_between_its_two_renames_is_undone(path):
     old = read_tree(build(path, batches=1))
     start(path).abandon()
     os.rename(path, get_staging_path(path) / "old")
-    start(path).abandon()
+    staged = start(path)
     assert read_tree(path) == old
+    staged.abandon()
     build(path)
     assert set(read_tree(path.parent)) == {"x", *(f"x/{name}" for name in FINAL_NAMES)}
 
@@ -314,14 +324,14 @@ def kill_at(step: int, folder: str) -> None:
     sys.addaudithook(watch)
 
 
-def build_and_kill(path: Path, step: int, facts: dict[str, Any]) -> bool:
+def build_and_kill(path: Path, step: int, *, resume: bool) -> bool:
     """Build in a child process that is killed at a step; return False if it finished before."""
     child = os.fork()
     if not child:
         code = 1
         try:
             kill_at(step, str(path))
-            build(path, facts=facts)
+            build(path, resume=resume)
             code = 0
         finally:
             os._exit(code)
@@ -331,14 +341,18 @@ def build_and_kill(path: Path, step: int, facts: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("exists", [False, True])
-def test_a_build_killed_at_any_file_system_call_is_resumed_with_the_same_bytes(tmp_path, exists):
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_build_killed_at_any_file_system_call_is_resumed_with_the_same_bytes(tmp_path, exists, interrupted):
+    """The killed build starts from nothing, or discards an interrupted one."""
     new = read_tree(build(tmp_path / "new"))
     old = read_tree(build(tmp_path / "old", batches=1, facts={"k": 1}))
     for step in itertools.count(1):
         path = tmp_path / f"{step}.hyp"
         if exists:
             shutil.copytree(tmp_path / "old", path)
-        killed = build_and_kill(path, step, FACTS)
+        if interrupted:
+            start(path, 2).abandon()
+        killed = build_and_kill(path, step, resume=not interrupted)
         if path.exists():
             assert read_tree(path) == new or (exists and read_tree(path) == old), f"at step {step}"
         elif exists:
