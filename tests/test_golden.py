@@ -109,8 +109,8 @@ def test_the_released_architecture_builds_offline_within_time_and_memory():
     script = f"""
 import json, resource, time
 start = time.time()
-from pyterrier_hypencoder import checkpoint
-from pyterrier_hypencoder.model import DualEncoderConfig
+from pyterrier_hypencoder.encoders import checkpoint
+from pyterrier_hypencoder.encoders.checkpoint_config import DualEncoderConfig
 config = DualEncoderConfig.from_dict(json.load(open({str(HERE / "released_6layer_config.json")!r})))
 model = checkpoint.build(config)
 import torch

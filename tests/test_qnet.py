@@ -1,4 +1,4 @@
-"""Laws of the q-nets and their reference evaluation."""
+"""Q-nets: architectures, reference score, flattening, narrowing."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def random_vectors(*shape: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def by_hand(qnets: QNets, q: int, vector: torch.Tensor) -> torch.Tensor:
-    """The score of one document as the specification writes it, one step at a time, in float64."""
+def score_by_hand(qnets: QNets, q: int, vector: torch.Tensor) -> torch.Tensor:
+    """Return the score of one document, computed step by step in float64."""
     spec = qnets.spec
     vector = vector.double()
     x = vector * len(vector) ** 0.5 / vector.norm() if spec.normalize_input else vector
@@ -60,14 +60,14 @@ def by_hand(qnets: QNets, q: int, vector: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_score_is_the_specification(spec):
+def test_score_equals_step_by_step_computation(spec):
     qnets, vectors = random_qnets(spec), random_vectors(5, 8)
-    expected = torch.stack([torch.stack([by_hand(qnets, q, x) for x in vectors]) for q in range(3)])
+    expected = torch.stack([torch.stack([score_by_hand(qnets, q, x) for x in vectors]) for q in range(3)])
     torch.testing.assert_close(qnets.score(vectors).double(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_groups_are_scored_like_shared_documents(spec):
+def test_score_of_separate_documents_per_query_equals_shared_documents(spec):
     qnets, groups = random_qnets(spec), random_vectors(3, 5, 8)
     found = qnets.score(groups)
     assert found.shape == (3, 5)
@@ -76,7 +76,7 @@ def test_groups_are_scored_like_shared_documents(spec):
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_a_slice_is_rows_of_the_whole(spec):
+def test_select_scores_equal_rows_of_all_scores(spec):
     qnets, vectors = random_qnets(spec, 5), random_vectors(9, 8)
     whole = qnets.score(vectors)
     torch.testing.assert_close(qnets.select(slice(1, 4)).score(vectors[2:7]), whole[1:4, 2:7], rtol=1e-5, atol=1e-5)
@@ -84,7 +84,7 @@ def test_a_slice_is_rows_of_the_whole(spec):
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_flatten_and_cat_lose_nothing(spec):
+def test_flatten_unflatten_and_cat_keep_all_values(spec):
     qnets, vectors = random_qnets(spec, 4), random_vectors(3, 8)
     flat = qnets.flatten()
     assert flat.shape == (4, spec.size)
@@ -94,7 +94,7 @@ def test_flatten_and_cat_lose_nothing(spec):
     assert len(joined) == 4
 
 
-def test_linear_is_the_inner_product():
+def test_linear_scores_are_inner_products():
     queries, vectors = random_vectors(3, 8), random_vectors(5, 8, seed=2)
     qnets = QNets.linear(queries)
     assert qnets.spec.is_linear
@@ -104,13 +104,13 @@ def test_linear_is_the_inner_product():
 
 
 @pytest.mark.parametrize("spec", [s for s in SPECS if s.hidden_layers], ids=str)
-def test_narrow_to_the_full_width_changes_nothing(spec):
+def test_narrow_to_full_width_keeps_scores(spec):
     qnets, vectors = random_qnets(spec), random_vectors(5, 8)
     widest = max(spec.bias_sizes)
     torch.testing.assert_close(qnets.narrow(widest).score(vectors), qnets.score(vectors))
 
 
-def test_narrow_takes_the_first_units_of_every_hidden_layer():
+def test_narrow_uses_first_units_of_every_hidden_layer():
     spec = QNetSpec((8, 8, 8, 1), do_residual=False)
     qnets, vectors = random_qnets(spec), random_vectors(5, 8)
     narrow = qnets.narrow(3)
@@ -121,14 +121,14 @@ def test_narrow_takes_the_first_units_of_every_hidden_layer():
     torch.testing.assert_close(narrow.score(vectors)[0], (x @ w2).squeeze(-1), rtol=1e-5, atol=1e-5)
 
 
-def test_narrow_keeps_the_vectors_of_the_skip():
+def test_narrow_keeps_query_vectors_of_inner_product_skip():
     spec = QNetSpec((8, 4, 1), inner_product_skip=True, skip_gate=0.0, do_residual=False)
     qnets, vectors = random_qnets(spec), random_vectors(5, 8)
     torch.testing.assert_close(qnets.narrow(2).score(vectors), qnets.query_vectors @ vectors.T)
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_narrow_keeps_the_residuals_of_its_units(before):
+def test_narrow_keeps_residuals_of_remaining_units(before):
     spec = QNetSpec((8, 8, 8, 1), do_residual_on_last=True, layer_norm_before_residual=before)
     qnets, vectors = random_qnets(spec), random_vectors(5, 8)
     x = vectors
@@ -141,12 +141,12 @@ def test_narrow_keeps_the_residuals_of_its_units(before):
 
 
 @pytest.mark.parametrize("width", [0, -1, 9])
-def test_narrow_to_an_impossible_width(width):
-    with pytest.raises(ValueError, match="expected 1 to 8"):
+def test_narrow_refuses_width_out_of_range(width):
+    with pytest.raises(ValueError, match="width must be between 1 and 8"):
         random_qnets(QNetSpec((8, 8, 1))).narrow(width)
 
 
-def test_dropout_acts_only_while_training():
+def test_dropout_is_active_only_in_training():
     spec = QNetSpec((8, 8, 1), do_dropout=True, dropout_prob=0.5)
     qnets, vectors = random_qnets(spec), random_vectors(50, 8)
     assert torch.equal(qnets.score(vectors), qnets.score(vectors))
@@ -156,61 +156,61 @@ def test_dropout_acts_only_while_training():
     assert torch.equal(off.score(vectors, training=True), off.score(vectors))
 
 
-def test_scores_are_computed_in_the_dtype_of_the_weights():
+def test_score_computes_in_dtype_of_weights():
     qnets, vectors = random_qnets(QNetSpec((8, 8, 1))), random_vectors(5, 8)
     assert qnets.score(vectors.half()).dtype == torch.float32
     assert qnets.to(dtype=torch.float64).score(vectors).dtype == torch.float64
     assert qnets.to(dtype=torch.bfloat16).score(vectors).dtype == torch.bfloat16
 
 
-def test_no_documents_and_one_document():
+def test_score_of_no_document_and_of_one_document():
     qnets = random_qnets(QNetSpec((8, 8, 1)))
     assert qnets.score(torch.empty(0, 8)).shape == (3, 0)
     assert qnets.score(torch.ones(1, 8)).shape == (3, 1)
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (8,), (2, 5, 8), (1, 3, 5, 8)])
-def test_vectors_of_a_wrong_shape(shape):
-    with pytest.raises(ValueError, match="expected"):
+def test_score_refuses_vectors_of_wrong_shape(shape):
+    with pytest.raises(ValueError, match="Document vectors .* must have|Document vectors must have"):
         random_qnets(QNetSpec((8, 8, 1))).score(torch.zeros(shape))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"vector_dimensions": (8,)}, "at least an input and an output"),
-        ({"vector_dimensions": (8, 8, 2)}, "the last one 1"),
-        ({"vector_dimensions": (8, 0, 1)}, "all positive"),
+        ({"vector_dimensions": (8,)}, "at least two positive widths"),
+        ({"vector_dimensions": (8, 8, 2)}, "the last one must be 1"),
+        ({"vector_dimensions": (8, 0, 1)}, "positive widths"),
         ({"vector_dimensions": (8, 8, 1), "activation_type": "swish"}, "leaky_relu"),
         ({"vector_dimensions": (8, 8, 1), "do_residual": False, "do_residual_on_last": True}, "do_residual=True"),
         ({"vector_dimensions": (8, 6, 6, 1)}, "equal width"),
         ({}, "vector_dimensions"),
     ],
 )
-def test_specifications_that_make_no_sense(options, message):
+def test_spec_refuses_contradicting_options(options, message):
     with pytest.raises(ValueError, match=message):
         QNetSpec.from_config(options)
 
 
-def test_missing_options_take_the_released_defaults_and_unknown_ones_are_passed_over():
+def test_from_config_uses_released_defaults_and_ignores_unknown_options():
     spec = QNetSpec.from_config({"vector_dimensions": [8, 8, 1], "something_new": 3})
     assert spec == QNetSpec((8, 8, 1), "relu", False, 0.1, True, True, False, True)
     assert QNetSpec.from_config({"vector_dimensions": [8, 1], "activation_type": "leakyrelu"}).activation_type == "leaky_relu"
 
 
 @pytest.mark.parametrize(("layers", "size"), [(2, 1_181_952), (4, 2_363_136), (6, 3_544_320), (8, 4_725_504)])
-def test_sizes_of_the_released_q_nets(layers, size):
+def test_size_of_released_qnets(layers, size):
     assert QNetSpec((*[768] * (layers + 1), 1)).size == size
 
 
-def test_joining_and_reading_what_does_not_fit():
-    with pytest.raises(ValueError, match="at least one"):
+def test_cat_unflatten_and_constructor_refuse_wrong_shapes():
+    with pytest.raises(ValueError, match="at least one QNets"):
         QNets.cat([])
-    with pytest.raises(ValueError, match="one architecture"):
+    with pytest.raises(ValueError, match="requires one architecture"):
         QNets.cat([random_qnets(QNetSpec((8, 8, 1))), random_qnets(QNetSpec((8, 1)))])
     with pytest.raises(ValueError, match=r"\(Q, 80\)"):
         QNets.unflatten(torch.zeros(2, 81), QNetSpec((8, 8, 1)))
-    with pytest.raises(ValueError, match="expected tensors"):
+    with pytest.raises(ValueError, match="must have tensors of shapes"):
         QNets(QNetSpec((8, 8, 1)), [torch.zeros(2, 8, 8), torch.zeros(2, 8, 1)], [])
     with pytest.raises(ValueError, match=r"\(Q, D\)"):
         QNets.linear(torch.zeros(8))

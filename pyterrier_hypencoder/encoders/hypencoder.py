@@ -1,4 +1,4 @@
-"""The Hypencoder: its checkpoints as encoders."""
+"""The Hypencoder: queries become q-nets, documents become vectors."""
 
 from __future__ import annotations
 
@@ -11,26 +11,35 @@ from torch import nn
 from ..qnet import QNets, QNetSpec
 from . import checkpoint, hub
 from .base import Encoder
-from .networks import DualEncoderConfig
+from .checkpoint_config import DualEncoderConfig, override_config
 
 
 class Hypencoder(Encoder):
-    """A Hypencoder checkpoint: queries become q-nets, documents vectors (arXiv 2502.05364).
+    """Encode queries as q-nets and documents as vectors with a Hypencoder checkpoint (arXiv 2502.05364).
 
     Args:
-        name_or_path: hub id (``jfkback/hypencoder.6_layer``) or directory.
-        device: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda[:n]``.
-        dtype: ``fp32``; ``bf16`` runs the transformers under autocast, twice as fast where the hardware has it; ``auto``
-            is fp32, as the released code computes: layer norms amplify what bf16 loses.
-        batch_size: texts in a mini-batch.
-        query_max_length: tokens of a query, the rest is cut.
-        doc_max_length: tokens of a document, the rest is cut.
-        verbose: whether to show progress.
-        revision: branch, tag or commit on the hub.
-        pool_padding: take padding into the sum when pooling by mean, as the released code does; a document's vector then
-            depends on the others of its batch. Only for comparing with that code.
-        qnet: options of :class:`QNetSpec` in place of the checkpoint's own, such as ``{"do_residual": False}``: the published
-            code of Matryoshka q-nets (arXiv 2607.17457) leaves residuals out whatever the configuration says.
+        name_or_path: Hub id (``jfkback/hypencoder.6_layer``), directory, or ``hypencoder-minilm``, a small model that comes
+            with the package.
+        device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda[:n]``.
+        dtype: ``fp32``, ``bf16`` or ``auto``. ``bf16`` runs the transformers under autocast, which is about twice as fast on
+            hardware with native bf16. ``auto`` is fp32 as in the released code, because layer norms amplify rounding.
+        batch_size: Number of texts in a mini-batch.
+        query_max_length: Maximum number of tokens of a query. Longer queries are truncated.
+        doc_max_length: Maximum number of tokens of a document. Longer documents are truncated.
+        verbose: If True, show progress.
+        revision: Branch, tag or commit on the hub.
+        pool_padding: If True, mean pooling also sums over padding, as in the released code. A document's vector then depends
+            on the other documents of its batch. Only for comparisons with that code.
+        qnet: Options of :class:`QNetSpec` that replace those of the checkpoint, such as ``{"do_residual": False}``. The
+            published code of Matryoshka q-nets (arXiv 2607.17457) ignores residuals in the configuration.
+
+    Example:
+        >>> from pyterrier_hypencoder import Hypencoder
+        >>> model = Hypencoder("hypencoder-minilm", device="cpu")
+        >>> model.encode_docs(["Sort an array in place.", "Read a CSV file."]).shape
+        (2, 384)
+        >>> model.encode_queries(["load comma-separated data"])
+        QNets(1 x 384-96-1, torch.float32, cpu)
     """
 
     def __init__(
@@ -58,36 +67,41 @@ class Hypencoder(Encoder):
         self.pool_padding = pool_padding
         self.qnet = qnet
 
+    @classmethod
+    def example(cls) -> Hypencoder:
+        """Return the bundled model, for documentation and schematics. Nothing is loaded until it is used."""
+        return cls("hypencoder-minilm")
+
     @property
     def vec_size(self) -> int:
-        """Dimensions of the document vectors, D; needs the configuration only."""
+        """Number of dimensions of the document vectors, D, read from the configuration."""
         return self.qnet_spec.input_dim
 
     @property
     def qnet_spec(self) -> QNetSpec:
-        """The architecture of the q-nets; needs the configuration only."""
-        return self._open("spec", self._load_key(), lambda: self._checked(self._config()).qnet_spec)
+        """The architecture of the q-nets, read from the configuration."""
+        return self._open("spec", self._make_load_key(), lambda: self._check_architecture(self._read_config()).qnet_spec)
 
-    def _config(self) -> DualEncoderConfig:
-        return checkpoint.override_config(checkpoint.read_config(self.name_or_path, self.revision), qnet=self.qnet)
+    def _read_config(self) -> DualEncoderConfig:
+        return override_config(checkpoint.read_config(self.name_or_path, self.revision), qnet=self.qnet)
 
-    def _checked(self, config: DualEncoderConfig) -> DualEncoderConfig:
+    def _check_architecture(self, config: DualEncoderConfig) -> DualEncoderConfig:
         if config.architecture != "HypencoderDualEncoder":
             raise ValueError(
-                f"expected a Hypencoder in {self.name_or_path!r}, found a {config.architecture}; load it with "
-                f"BiEncoder({self.name_or_path!r})"
+                f"{self.name_or_path!r} is a {config.architecture}, not a Hypencoder. Load it with "
+                f"BiEncoder({self.name_or_path!r})."
             )
         return config
 
-    def _load_key(self) -> tuple[Any, ...]:
-        return (*super()._load_key(), self.pool_padding, dict(self.qnet or {}))
+    def _make_load_key(self) -> tuple[Any, ...]:
+        return (*super()._make_load_key(), self.pool_padding, dict(self.qnet or {}))
 
-    def _networks(self) -> tuple[nn.Module, nn.Module, Any]:
+    def _load_networks(self) -> tuple[nn.Module, nn.Module, Any]:
         options: dict[str, Any] = {"pool_padding": self.pool_padding, "qnet": self.qnet}
         model, config = checkpoint.load(self.name_or_path, revision=self.revision, **options)
-        self._checked(config)
-        backbone = config.query_encoder_kwargs.get("model_name_or_path", "")
-        return model.query_encoder, model.passage_encoder, hub.load_tokenizer(self.name_or_path, self.revision, backbone)
+        self._check_architecture(config)
+        tokenizer = hub.load_tokenizer(self.name_or_path, self.revision, config.backbone)
+        return model.query_encoder, model.passage_encoder, tokenizer
 
     def _to_qnets(self, output: QNets) -> QNets:
         return output.to(dtype=torch.float32)

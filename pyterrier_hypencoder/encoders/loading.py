@@ -9,48 +9,57 @@ from ..options import check_choice
 from . import checkpoint
 from .base import Encoder
 from .biencoder import BiEncoder
+from .checkpoint_config import DualEncoderConfig
 from .hypencoder import Hypencoder
-from .networks import DualEncoderConfig
 
 
 def load_recorded_encoder(record: dict[str, Any], *, device: str = "auto") -> Encoder:
-    """The encoder that an index names, on a device; see :meth:`Encoder.record`.
+    """Load the encoder that an index records; see :meth:`Encoder.record`.
+
+    Args:
+        record: The entry ``model`` of an index's ``pt_meta.json``.
+        device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda[:n]``.
 
     Raises:
-        ValueError: where the record is of an unknown class.
+        ValueError: If the record names an unknown class.
     """
     classes: dict[str, Callable[..., Encoder]] = {"Hypencoder": Hypencoder, "BiEncoder": BiEncoder}
-    check_choice("the index's model class", record.get("class"), classes)
+    check_choice("The model class of the index", record.get("class"), classes)
     return classes[record["class"]](record["name"], revision=record["revision"], device=device, **record["options"])
 
 
 def load_encoder(name_or_path: str, **options: Any) -> Encoder:
-    """The encoder that a checkpoint holds, a :class:`Hypencoder` or a :class:`BiEncoder`.
+    """Load a checkpoint as a :class:`Hypencoder` or a :class:`BiEncoder`, whichever it is.
 
     Args:
-        name_or_path: directory, hub id, or the name of a bundled model.
-        **options: of the encoder.
+        name_or_path: Directory, hub id, or name of a bundled model.
+        **options: Options of the encoder.
 
     Raises:
-        FileNotFoundError: where there is none.
+        FileNotFoundError: If there is no such model.
+
+    Example:
+        >>> from pyterrier_hypencoder.encoders.loading import load_encoder
+        >>> load_encoder("hypencoder-minilm", device="cpu")
+        Hypencoder('hypencoder-minilm', device='cpu')
     """
     config = checkpoint.find_config(name_or_path, options.get("revision"))
     return (BiEncoder if config is None else get_encoder_class(config))(name_or_path, **options)
 
 
 def get_encoder_class(config: DualEncoderConfig) -> type[BiEncoder] | type[Hypencoder]:
-    """The class of encoder that a dual encoder is loaded with."""
+    """Return the class of encoder that loads a dual encoder."""
     return Hypencoder if config.architecture == "HypencoderDualEncoder" else BiEncoder
 
 
 def check_encoder(model: Any) -> None:
-    """Checks that a model is an encoder.
+    """Check that a model is an encoder.
 
     Raises:
-        ValueError: where it is something else, such as the name of one.
+        ValueError: If it is something else, such as the name of a model.
     """
     if not (hasattr(model, "encode_docs") and hasattr(model, "record")):
         raise ValueError(
-            f"model: expected an encoder, found {model!r}; pass Hypencoder(...) or BiEncoder(...). Other encoders join by "
-            "their vectors: doc_encoder >> HypencoderIndexer(path), and query_encoder >> HypencoderRetriever(index)"
+            f"model must be a Hypencoder(...) or a BiEncoder(...), got {model!r}. Other encoders can provide vectors: "
+            "doc_encoder >> HypencoderIndexer(path), and query_encoder >> HypencoderRetriever(index)."
         )

@@ -1,104 +1,38 @@
-"""The networks: text encoder, hyper-head and the dual encoders, with the parameter names of the released checkpoints."""
+"""The networks: text encoder, hyper-head and dual encoders, with the parameter names of the released checkpoints."""
 
 from __future__ import annotations
 
-import copy
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..options import check_choice
 from ..qnet import QNets, QNetSpec
+from .checkpoint_config import DualEncoderConfig
 
 POOLINGS = ("cls", "mean", "max", "last")
 HEAD_INITS = ("released", "dense")
-_RELEASED_WIDTH = 768  # the released initialisation has it written in, whatever the model's width
-
-
-@dataclass
-class DualEncoderConfig:
-    """The ``config.json`` of a dual encoder; every key may be absent, unknown ones are kept and written back.
-
-    Args:
-        architecture: ``HypencoderDualEncoder``, or ``TextDualEncoder`` for a bi-encoder such as BE-Base.
-        query_encoder_kwargs: arguments of the query encoder.
-        passage_encoder_kwargs: arguments of the document encoder.
-        shared_encoder: whether both use one transformer.
-        extra: every other key of the file.
-    """
-
-    architecture: str = "HypencoderDualEncoder"
-    query_encoder_kwargs: dict[str, Any] = field(default_factory=dict)
-    passage_encoder_kwargs: dict[str, Any] = field(default_factory=dict)
-    shared_encoder: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> DualEncoderConfig:
-        """Reads the parsed ``config.json``."""
-        extra = copy.deepcopy(config)
-        architecture = (extra.pop("architectures", None) or [cls.architecture])[0]
-        query_encoder_kwargs = extra.pop("query_encoder_kwargs", None) or {}
-        if architecture not in ARCHITECTURES:  # a fork's own name: what it makes of queries tells
-            architecture = "HypencoderDualEncoder" if "converter_kwargs" in query_encoder_kwargs else "TextDualEncoder"
-        return cls(
-            architecture,
-            query_encoder_kwargs,
-            extra.pop("passage_encoder_kwargs", None) or {},
-            bool(extra.pop("shared_encoder", False)),
-            extra,
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The configuration as it is written to ``config.json``."""
-        return {
-            **self.extra,
-            "architectures": [self.architecture],
-            "query_encoder_kwargs": self.query_encoder_kwargs,
-            "passage_encoder_kwargs": self.passage_encoder_kwargs,
-            "shared_encoder": self.shared_encoder,
-        }
-
-    @property
-    def qnet_spec(self) -> QNetSpec:
-        """The architecture of the q-nets."""
-        return QNetSpec.from_config(self.query_encoder_kwargs.get("converter_kwargs") or {})
-
-    @property
-    def head_init(self) -> str:
-        """How the hyper-head begins: ``released`` or ``dense``; checkpoints of earlier versions call it ``head_start``."""
-        kwargs = self.query_encoder_kwargs
-        return kwargs.get("head_init", kwargs.get("head_start", "released"))
-
-    @property
-    def pooling(self) -> str:
-        """How the document encoder pools; the released default is ``cls``."""
-        return self.passage_encoder_kwargs.get("pooling_type") or "cls"
-
-    @property
-    def normalize(self) -> bool:
-        """Whether document vectors, and the query vectors beside them, have length 1; not so in released models."""
-        return bool(self.passage_encoder_kwargs.get("normalize", False))
+_RELEASED_WIDTH = 768  # the released initialisation uses this width for every model
 
 
 def pool(hidden: Tensor, mask: Tensor, pooling: str, *, pool_padding: bool = False) -> Tensor:
-    """One vector per text from the vectors of its tokens.
+    """Pool the token vectors of each text into one vector.
 
     Args:
-        hidden: (B, T, D), the transformer's last hidden state.
-        mask: (B, T), 1 for tokens and 0 for padding.
+        hidden: Last hidden state of the transformer, (B, T, D).
+        mask: 1 for tokens and 0 for padding, (B, T).
         pooling: ``cls`` (first token), ``mean``, ``max`` or ``last`` (token before the padding).
-        pool_padding: sum over padding too when taking the mean, as the released code does; the vector then depends on
-            how much padding its batch has.
+        pool_padding: If True, the mean also sums over padding, as in the released code. A vector then depends on the
+            padding of its batch.
 
     Returns:
-        (B, D).
+        One vector per text, (B, D).
 
     Raises:
-        ValueError: for an unknown pooling.
+        ValueError: If the pooling is unknown.
     """
     if pooling == "cls":
         return hidden[:, 0]
@@ -111,14 +45,14 @@ def pool(hidden: Tensor, mask: Tensor, pooling: str, *, pool_padding: bool = Fal
     if pooling == "last":
         positions = torch.arange(mask.shape[1], device=mask.device)
         return hidden[torch.arange(len(hidden), device=mask.device), (mask * positions).argmax(1)]
-    raise ValueError(f"pooling: expected one of {POOLINGS}, found {pooling!r}")
+    raise ValueError(f"pooling must be one of {', '.join(map(repr, POOLINGS))}, got {pooling!r}.")
 
 
-def linear_map(width: int) -> nn.Linear:
-    """A linear map that an encoder adds to its vectors, W in p + W p + b; it is zero before it is trained.
+def make_query_projection(width: int) -> nn.Linear:
+    """Make the linear layer of ``p + W p + b``, which changes query vectors p. It is zero before training.
 
-    It lets the queries of a dense model learn while its transformer, and every index that it made, stay as they are. Not in
-    the paper.
+    With it, the query side of a dense model can learn while the transformer and all existing indexes stay valid. It is not
+    in the paper.
     """
     projection = nn.Linear(width, width)
     nn.init.zeros_(projection.weight)
@@ -126,21 +60,24 @@ def linear_map(width: int) -> nn.Linear:
     return projection
 
 
-def _finish(vectors: Tensor, normalize: bool, projection: nn.Linear | None) -> Tensor:
-    """What follows pooling: length 1, then the linear map."""
+def _finish_vectors(vectors: Tensor, normalize: bool, projection: nn.Linear | None) -> Tensor:
+    """Normalise pooled vectors to length 1 and apply the projection, if the encoder has them."""
     vectors = F.normalize(vectors, dim=-1) if normalize else vectors
     return vectors if projection is None else vectors + projection(vectors)
 
 
 class TextEncoder(nn.Module):
-    """A transformer that turns a text into one vector (documents; both sides of a bi-encoder).
+    """Encode a text as one vector: documents, and both sides of a bi-encoder.
 
     Args:
-        transformer: any Hugging Face encoder.
-        pooling: see :func:`pool`.
-        normalize: whether vectors are scaled to length 1.
-        pool_padding: see :func:`pool`.
-        projection: see :func:`linear_map`.
+        transformer: Any Hugging Face encoder.
+        pooling: See :func:`pool`.
+        normalize: If True, vectors are scaled to length 1.
+        pool_padding: See :func:`pool`.
+        projection: See :func:`make_query_projection`; None for no projection.
+
+    Raises:
+        ValueError: If the pooling is unknown.
     """
 
     transformer: Any
@@ -155,8 +92,7 @@ class TextEncoder(nn.Module):
         projection: nn.Linear | None = None,
     ) -> None:
         super().__init__()
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling: expected one of {POOLINGS}, found {pooling!r}")
+        check_choice("pooling", pooling, POOLINGS)
         self.transformer = transformer
         self.pooling = pooling
         self.normalize = normalize
@@ -164,29 +100,34 @@ class TextEncoder(nn.Module):
         self.projection = projection
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Encodes tokens (B, T) to vectors (B, D); token types are never given, as in the released code."""
+        """Encode tokens (B, T) as vectors (B, D). Token types are never passed, as in the released code."""
         hidden = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         vectors = pool(hidden, attention_mask, self.pooling, pool_padding=self.pool_padding).float()
-        return _finish(vectors, self.normalize, self.projection)
+        return _finish_vectors(vectors, self.normalize, self.projection)
 
 
 class HyperEncoder(nn.Module):
-    """The Hypencoder: a transformer and a hyper-head that turn a query into a q-net (paper, sections 3.2 and 3.3).
+    """Turn a query into a q-net with a transformer and a hyper-head (paper, sections 3.2 and 3.3).
 
-    Departs from the paper's equation 3 as the released code does: attention is scaled by the square root of the output
-    width of the q-net's layer, so by 1 for biases and the output layer. Two options of ours, for q-nets that start from
-    what a dense model knows: ``head_init="dense"`` scales it by the input width and begins with an output layer that is
-    zero, so that with ``inner_product_skip`` the first scores are those of the encoder's own pooled query vector.
+    Attention is scaled as in the released code, not as in the paper's equation 3: by the square root of the output width of
+    the q-net's layer. This width is 1 for biases and for the output layer.
+
+    ``head_init="dense"`` is ours, for q-nets that start from a dense model. It scales attention by the input width, and the
+    output layer of the q-net starts at zero. With ``inner_product_skip``, the first scores are then the inner products with
+    the encoder's query vector.
 
     Args:
-        transformer: any Hugging Face encoder.
-        spec: architecture of the q-nets.
-        hidden_size: width of the transformer's output, h.
-        embedding_representation: how :meth:`embedding` pools, ``cls`` or ``mean``; None where the model has no such vector.
-        normalize: whether that vector is scaled to length 1.
+        transformer: Any Hugging Face encoder.
+        spec: Architecture of the q-nets.
+        hidden_size: Width of the transformer's output, h.
+        embedding_representation: Pooling of :meth:`embedding`, ``cls`` or ``mean``; None if the model has no query vector.
+        normalize: If True, the query vector is scaled to length 1.
         head_init: ``released`` or ``dense``.
-        pool_padding: see :func:`pool`.
-        projection: of the vector of :meth:`embedding`; see :func:`linear_map`.
+        pool_padding: See :func:`pool`.
+        projection: Projection of the query vector; see :func:`make_query_projection`.
+
+    Raises:
+        ValueError: If the options contradict each other.
     """
 
     transformer: Any
@@ -208,14 +149,13 @@ class HyperEncoder(nn.Module):
         projection: nn.Linear | None = None,
     ) -> None:
         super().__init__()
-        if head_init not in HEAD_INITS:
-            raise ValueError(f"head_init: expected one of {HEAD_INITS}, found {head_init!r}")
+        check_choice("head_init", head_init, HEAD_INITS)
         if spec.inner_product_skip and embedding_representation is None:
-            raise ValueError("inner_product_skip: expected embedding_representation to say how queries are pooled, found none")
+            raise ValueError("inner_product_skip needs embedding_representation ('cls' or 'mean'), got None.")
         if spec.inner_product_skip and spec.input_dim != hidden_size:
             raise ValueError(
-                f"inner_product_skip: expected query vectors as wide as the document vectors ({spec.input_dim}), found a "
-                f"query encoder of width {hidden_size}"
+                f"inner_product_skip needs query vectors with the {spec.input_dim} dimensions of the document vectors, but the "
+                f"query encoder has {hidden_size}."
             )
         self.embedding_representation = embedding_representation
         self.normalize = normalize
@@ -238,7 +178,7 @@ class HyperEncoder(nn.Module):
 
     @torch.no_grad()
     def reset_head(self) -> None:
-        """The initialisation of the head; what the released code does not name keeps PyTorch's default for linear layers."""
+        """Initialise the head like the released code, which keeps PyTorch's defaults for the other linear layers."""
         std = 10 if self.head_init == "released" else 1
         for base, query in zip(self.hyper_base_matrices, self.weight_query_embeddings, strict=True):
             base.normal_(0, math.sqrt(2 / _RELEASED_WIDTH))
@@ -248,40 +188,44 @@ class HyperEncoder(nn.Module):
         for projection in self.weight_hyper_projection:
             nn.init.normal_(projection.weight, 0, 1 / _RELEASED_WIDTH**2)
             nn.init.zeros_(projection.bias)
-        # Only the first L + 1 of the 2L + 1: an oversight of the released code that its checkpoints started from.
+        # The released code only resets the first L + 1 of the 2L + 1 biases, and its checkpoints started from that.
         for k in range(len(self.hyper_base_matrices)):
             nn.init.zeros_(self.key_projections[k].bias)
             nn.init.zeros_(self.value_projections[k].bias)
-        if self.head_init == "dense":  # the network adds nothing yet, and every other part can learn at once
+        if self.head_init == "dense":  # the network starts as zero, and all other parts can learn from the first step
             last = self.weight_hyper_projection[-1]
             for parameter in (self.hyper_base_matrices[-1], last.weight, last.bias):
                 nn.init.zeros_(parameter)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> QNets:
-        """Turns Q queries, tokens of shape (Q, T), into their q-nets; only padding is masked."""
+        """Turn the tokens of Q queries, (Q, T), into their q-nets. Only padding is masked."""
         return self.qnets(self.hidden(input_ids, attention_mask), attention_mask)
 
     def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The vectors of the queries' tokens, (Q, T, h)."""
+        """Return the token vectors of the queries, (Q, T, h)."""
         return self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
     def embedding(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """One vector per query (Q, h), pooled as the configuration's ``embedding_representation`` says.
-
-        Raises:
-            ValueError: where the configuration names none.
-        """
-        if self.embedding_representation is None:
-            raise ValueError("embedding_representation: expected 'cls' or 'mean' in query_encoder_kwargs, found none")
-        vectors = pool(hidden, mask, self.embedding_representation, pool_padding=self.pool_padding).float()
-        return _finish(vectors, self.normalize, self.projection)
-
-    def qnets(self, hidden: Tensor, mask: Tensor) -> QNets:
-        """The q-nets of queries from their tokens' vectors.
+        """Return one vector per query, (Q, h), pooled as ``embedding_representation`` says.
 
         Args:
-            hidden: (Q, T, h).
-            mask: (Q, T).
+            hidden: Token vectors, (Q, T, h).
+            mask: 1 for tokens and 0 for padding, (Q, T).
+
+        Raises:
+            ValueError: If the configuration has no ``embedding_representation``.
+        """
+        if self.embedding_representation is None:
+            raise ValueError("query_encoder_kwargs has no embedding_representation; set it to 'cls' or 'mean'.")
+        vectors = pool(hidden, mask, self.embedding_representation, pool_padding=self.pool_padding).float()
+        return _finish_vectors(vectors, self.normalize, self.projection)
+
+    def qnets(self, hidden: Tensor, mask: Tensor) -> QNets:
+        """Generate the q-nets of queries from their token vectors.
+
+        Args:
+            hidden: Token vectors, (Q, T, h).
+            mask: 1 for tokens and 0 for padding, (Q, T).
         """
         n = len(self.hyper_base_matrices)
         weights = [
@@ -299,7 +243,7 @@ class HyperEncoder(nn.Module):
         return QNets(self.spec, weights, biases, self.embedding(hidden, mask) if self.spec.inner_product_skip else None)
 
     def _generate(self, hidden: Tensor, mask: Tensor, query: Tensor, k: int, projection: nn.Module, base: Tensor) -> Tensor:
-        """One weight or bias: attention, ReLU, layer norm, projection, base (equations 2 to 5); (Q, out, in)."""
+        """Generate one weight or bias, (Q, out, in): attention, ReLU, layer norm, projection, base (equations 2 to 5)."""
         context = F.scaled_dot_product_attention(
             query.expand(len(hidden), -1, -1),
             self.key_projections[k](hidden),
@@ -311,13 +255,16 @@ class HyperEncoder(nn.Module):
 
 
 class HypencoderDualEncoder(nn.Module):
-    """Query side a :class:`HyperEncoder`, document side a :class:`TextEncoder` (the released models).
+    """A :class:`HyperEncoder` for queries and a :class:`TextEncoder` for documents, as in the released models.
 
     Args:
-        config: the configuration.
-        query_transformer: the query side's transformer.
-        passage_transformer: the document side's; the same object where the encoder is shared.
-        pool_padding: see :func:`pool`.
+        config: The configuration.
+        query_transformer: Transformer of the query encoder.
+        passage_transformer: Transformer of the document encoder; the same object if the encoders share it.
+        pool_padding: See :func:`pool`.
+
+    Raises:
+        ValueError: If the backbone does not fit the configuration.
     """
 
     query_encoder: Any
@@ -332,19 +279,19 @@ class HypencoderDualEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.query_encoder = self._query_encoder(query_transformer, pool_padding)
+        self.query_encoder = self._make_query_encoder(query_transformer, pool_padding)
         self.passage_encoder = TextEncoder(
             passage_transformer, config.pooling, normalize=config.normalize, pool_padding=pool_padding
         )
 
-    def _query_encoder(self, transformer: Any, pool_padding: bool) -> nn.Module:
+    def _make_query_encoder(self, transformer: Any, pool_padding: bool) -> nn.Module:
         kwargs = self.config.query_encoder_kwargs
         hidden_size = transformer.config.hidden_size
         declared = kwargs.get("base_encoder_output_dim", hidden_size)
         if declared != hidden_size:
             raise ValueError(
-                f"base_encoder_output_dim: expected the backbone's width {hidden_size}, found {declared}; is "
-                f"{kwargs.get('model_name_or_path')!r} the backbone that the checkpoint was trained with?"
+                f"base_encoder_output_dim is {declared}, but the backbone {kwargs.get('model_name_or_path')!r} has width "
+                f"{hidden_size}. Use the backbone that the checkpoint was trained with."
             )
         return HyperEncoder(
             transformer,
@@ -354,29 +301,23 @@ class HypencoderDualEncoder(nn.Module):
             normalize=self.config.normalize,
             head_init=self.config.head_init,
             pool_padding=pool_padding,
-            projection=self._projection(transformer),
+            projection=self._make_projection(transformer),
         )
 
-    def _projection(self, transformer: Any) -> nn.Linear | None:
-        wanted = self.config.query_encoder_kwargs.get("query_projection", False)
-        return linear_map(transformer.config.hidden_size) if wanted else None
+    def _make_projection(self, transformer: Any) -> nn.Linear | None:
+        has_projection = self.config.query_encoder_kwargs.get("query_projection", False)
+        return make_query_projection(transformer.config.hidden_size) if has_projection else None
 
 
 class TextDualEncoder(HypencoderDualEncoder):
-    """Both sides a :class:`TextEncoder`: the paper's bi-encoder baseline, BE-Base."""
+    """A :class:`TextEncoder` for queries and for documents: the paper's bi-encoder baseline, BE-Base."""
 
-    def _query_encoder(self, transformer: Any, pool_padding: bool) -> nn.Module:
+    def _make_query_encoder(self, transformer: Any, pool_padding: bool) -> nn.Module:
         pooling = self.config.query_encoder_kwargs.get("pooling_type") or "cls"
         return TextEncoder(
             transformer,
             pooling,
             normalize=self.config.normalize,
             pool_padding=pool_padding,
-            projection=self._projection(transformer),
+            projection=self._make_projection(transformer),
         )
-
-
-ARCHITECTURES: dict[str, type[HypencoderDualEncoder]] = {
-    "HypencoderDualEncoder": HypencoderDualEncoder,
-    "TextDualEncoder": TextDualEncoder,
-}

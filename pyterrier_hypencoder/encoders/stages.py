@@ -1,4 +1,4 @@
-"""Pipeline stages that need a model and no index: document encoder, query encoder, text scorer."""
+"""Pipeline stages that need a model but no index: document encoder, query encoder and text scorer."""
 
 from __future__ import annotations
 
@@ -19,44 +19,44 @@ from .columns import TextField, group_rows, list_text_fields, rank_rows, read_qu
 
 
 class Model(Protocol):
-    """What the stages ask of an encoder."""
+    """The part of an encoder that the stages use."""
 
     @property
     def vec_size(self) -> int:
-        """Dimensions of the document vectors, D."""
+        """Number of dimensions of the document vectors, D."""
         ...
 
     @property
     def qnet_spec(self) -> QNetSpec:
-        """The architecture of its q-nets."""
+        """The architecture of the q-nets."""
         ...
 
     def encode_docs(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors (N, D) of documents."""
+        """Encode documents as vectors, (N, D)."""
         ...
 
     def encode_queries(self, texts: Sequence[str]) -> QNets:
-        """The q-nets of queries."""
+        """Encode queries as q-nets."""
         ...
 
 
 def make_qnets(queries: pd.DataFrame, model: Model | None, vec_size: int | None) -> QNets:
-    """The q-nets of a frame's queries: from ``query_vec`` where it is there, else by encoding ``query``.
+    """Return the q-nets of a frame's queries, from the column ``query_vec`` if there is one, or else from ``query``.
 
     Args:
-        queries: one row a query.
-        model: the encoder; not needed for vectors of linear q-nets.
-        vec_size: dimensions D of the document vectors; None takes the model's.
+        queries: One row per query.
+        model: The encoder. It is not needed if ``query_vec`` contains query vectors.
+        vec_size: Number of dimensions of the document vectors, D; None takes it from the model.
 
     Raises:
-        ValueError: where ``query_vec`` is neither a query vector (D numbers) nor one of the model's flattened q-nets, or
-            where there is no model to encode the queries with.
+        ValueError: If ``query_vec`` contains neither query vectors (D numbers) nor flattened q-nets of the model, or if
+            there is no model to encode the queries.
     """
     if "query_vec" not in queries.columns:
         if model is None:
             raise ValueError(
-                "expected a model to encode the queries with, or a query_vec column, found neither; pass model=..., for "
-                "example Hypencoder(...) or BiEncoder(...)"
+                "Queries need a model or a column query_vec, got neither. Pass model=..., for example Hypencoder(...) or "
+                "BiEncoder(...)."
             )
         return model.encode_queries(read_queries(queries))
     flat = torch.from_numpy(read_vectors(queries, "query_vec"))
@@ -69,13 +69,13 @@ def make_qnets(queries: pd.DataFrame, model: Model | None, vec_size: int | None)
             return QNets.unflatten(flat, spec)
         sizes.append(spec.size)
     raise ValueError(
-        f"query_vec: expected {' or '.join(map(str, sizes))} numbers (a query vector, or a flattened q-net of the model), "
-        f"found {flat.shape[1]}; was it made by another model than the document vectors ({model or 'no model given'})?"
+        f"query_vec must contain {' or '.join(map(str, sizes))} numbers (a query vector, or a flattened q-net of the model), "
+        f"got {flat.shape[1]}. Use the model that encoded the documents ({model or 'no model given'})."
     )
 
 
 def narrow_qnets(qnets: QNets, width: int | None) -> QNets:
-    """The q-nets at the width of their hidden layers that is asked for (None: all of it)."""
+    """Return q-nets with the first ``width`` units of every hidden layer; None keeps all units."""
     if width is None:
         return qnets
     check_positive("qnet_width", width)
@@ -83,14 +83,22 @@ def narrow_qnets(qnets: QNets, width: int | None) -> QNets:
 
 
 class DocEncoder(ByArguments, pt.Transformer):
-    """Adds the vectors of documents as ``doc_vec`` (float32).
+    """Add document vectors as ``doc_vec`` (float32).
 
     Args:
-        model: the encoder.
-        text_field: the field with the text, or several, joined by a space.
-        batch_size: documents that are sorted by length together; the mini-batch is an option of the model. PyTerrier's
-            indexing pipelines hand chunks of this size.
-        verbose: whether to show progress.
+        model: The encoder.
+        text_field: Name of the field with the text, or several names. Several fields are joined by a space.
+        batch_size: Number of documents that are sorted by length together. PyTerrier's indexing pipelines pass chunks of
+            this size. The mini-batch is an option of the model.
+        verbose: If True, show progress.
+
+    Example:
+        >>> import pandas as pd
+        >>> from pyterrier_hypencoder import BiEncoder
+        >>> encoder = BiEncoder.example().doc_encoder()
+        >>> frame = encoder(pd.DataFrame({"docno": ["d1"], "text": ["Read a CSV file."]}))
+        >>> list(frame.columns), frame["doc_vec"][0].shape
+        (['docno', 'text', 'doc_vec'], (384,))
     """
 
     schematic = {"label": "DocEncoder"}
@@ -102,7 +110,7 @@ class DocEncoder(ByArguments, pt.Transformer):
         self.verbose = verbose
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Takes frames with the text fields, keeps all columns, adds ``doc_vec``."""
+        """Add ``doc_vec`` to a frame with the text fields. All columns are kept."""
         pt.validate.columns(inp, includes=list_text_fields(self.text_field))
         texts = read_texts(inp, self.text_field)
         check_positive("batch_size", self.batch_size)
@@ -114,15 +122,23 @@ class DocEncoder(ByArguments, pt.Transformer):
         return inp.assign(doc_vec=pd.Series(parts, index=inp.index, dtype=object))
 
     def subtransformers(self) -> dict[str, Any]:
-        """None: the model is no stage of its own."""
+        """Return nothing, because the model is not a stage."""
         return {}
 
 
 class QueryEncoder(ByArguments, pt.Transformer):
-    """Adds ``query_vec``: the query's vector, or its flattened q-net (:meth:`QNets.flatten`), float32.
+    """Add ``query_vec`` (float32): the query vector, or the flattened q-net (:meth:`QNets.flatten`).
 
     Args:
-        model: the encoder.
+        model: The encoder.
+
+    Example:
+        >>> import pandas as pd
+        >>> from pyterrier_hypencoder import BiEncoder
+        >>> encoder = BiEncoder.example().query_encoder()
+        >>> frame = encoder(pd.DataFrame({"qid": ["1"], "query": ["load comma-separated data"]}))
+        >>> frame["query_vec"][0].shape
+        (384,)
     """
 
     schematic = {"label": "QueryEncoder"}
@@ -131,7 +147,7 @@ class QueryEncoder(ByArguments, pt.Transformer):
         self.model = model
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Takes frames with ``query``, keeps all columns, adds ``query_vec``; equal queries are encoded once."""
+        """Add ``query_vec`` to a frame with ``query``. All columns are kept, and equal queries are encoded once."""
         pt.validate.columns(inp, includes=["query"])
         codes, queries = pd.factorize(np.asarray(read_queries(inp), dtype=object))
         rows: list[np.ndarray] = []
@@ -141,21 +157,32 @@ class QueryEncoder(ByArguments, pt.Transformer):
         return inp.assign(query_vec=pd.Series(rows, index=inp.index, dtype=object))
 
     def subtransformers(self) -> dict[str, Any]:
-        """None: the model is no stage of its own."""
+        """Return nothing, because the model is not a stage."""
         return {}
 
 
 class TextScorer(ByArguments, pt.Transformer):
-    """Re-ranks documents that bring their text (or ``doc_vec``), without an index.
+    """Re-rank documents by their text or by a column ``doc_vec``, without an index.
 
     Args:
-        model: the encoder.
-        text_field: the field with the text, or several, joined by a space.
-        batch_size: queries whose q-nets are in memory at a time.
-        device: where q-nets are evaluated: ``auto``, ``cpu`` or ``cuda[:n]``.
-        precision: of that evaluation: ``auto``, ``fp32`` or ``bf16``.
-        qnet_width: evaluate only the first units of every hidden layer, for Matryoshka models; None for all.
-        verbose: whether to show progress.
+        model: The encoder.
+        text_field: Name of the field with the text, or several names. Several fields are joined by a space.
+        batch_size: Number of queries whose q-nets are in memory at a time.
+        device: Device that evaluates the q-nets: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda[:n]``.
+        precision: Precision of that evaluation: ``auto``, ``fp32`` or ``bf16``.
+        qnet_width: Number of units of every hidden layer to use, for Matryoshka models; None for all.
+        verbose: If True, show progress.
+
+    Example:
+        >>> import pandas as pd
+        >>> from pyterrier_hypencoder import Hypencoder
+        >>> scorer = Hypencoder.example().text_scorer()
+        >>> candidates = pd.DataFrame({
+        ...     "qid": "1", "query": "load comma-separated data", "docno": ["sort", "read_csv"],
+        ...     "text": ["Sort an array in place.", "Read a table from a CSV file."],
+        ... })
+        >>> scorer(candidates)["docno"].tolist()
+        ['read_csv', 'sort']
     """
 
     schematic = {"label": "TextScorer"}
@@ -180,14 +207,14 @@ class TextScorer(ByArguments, pt.Transformer):
         self.verbose = verbose
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Scores a result frame.
+        """Score and rank a result frame.
 
         Args:
-            inp: ``qid``, ``docno``, ``query`` or ``query_vec``, and the documents' text or ``doc_vec``.
+            inp: A frame with ``qid``, ``docno``, ``query`` or ``query_vec``, and the documents' text or ``doc_vec``.
 
         Returns:
-            All columns, with ``score`` and ``rank`` replaced; sorted by query and rank, equal scores in the order of
-            :meth:`_ties`.
+            All columns, with new values in ``score`` and ``rank``, sorted by query and rank. Documents with equal scores
+            keep their order, or are ordered by docid if vectors come from an index.
         """
         with pt.validate.any(inp) as modes:
             for query in ("query", "query_vec"):
@@ -216,7 +243,7 @@ class TextScorer(ByArguments, pt.Transformer):
         return result.iloc[np.concatenate(order)].reset_index(drop=True) if order else result
 
     def _document_columns(self) -> list[list[str]]:
-        """The columns of which one set must be there, the first one shown in schematics."""
+        """Return sets of columns that describe a document; one of them is needed. Schematics show the first."""
         return [list_text_fields(self.text_field), ["doc_vec"]]
 
     def _qnets(self, queries: pd.DataFrame) -> QNets:
@@ -226,20 +253,20 @@ class TextScorer(ByArguments, pt.Transformer):
         return scoring.make_scorer(qnets, device=self.device, precision=self.precision)(vectors)
 
     def _vectors(self, frame: pd.DataFrame) -> Any:
-        """What gives the vectors (n, D) of some rows; a ``doc_vec`` column comes before anything else."""
+        """Return a function that maps row numbers (n,) to vectors (n, D). A column ``doc_vec`` takes precedence."""
         if "doc_vec" in frame.columns:
             vectors = torch.from_numpy(read_vectors(frame, "doc_vec"))
             return lambda rows: vectors[torch.from_numpy(rows)]
         if self.model is None:
-            raise ValueError("expected a model to encode the documents' text with, found none; pass model=...")
+            raise ValueError("Texts need a model to encode them, got none. Pass model=...")
         codes, texts = pd.factorize(np.asarray(read_texts(frame, self.text_field), dtype=object))
         encoded = torch.from_numpy(self.model.encode_docs(list(texts)))
         return lambda rows: encoded[torch.from_numpy(codes[rows])]
 
     def _ties(self, frame: pd.DataFrame) -> np.ndarray:
-        """What orders documents of equal score: here their order in the frame."""
+        """Return the keys that order documents of equal score: here their order in the frame."""
         return np.arange(len(frame))
 
     def subtransformers(self) -> dict[str, Any]:
-        """None: the model is no stage of its own."""
+        """Return nothing, because the model is not a stage."""
         return {}

@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 
 from pyterrier_hypencoder import Hypencoder, HypencoderIndexer, HypencoderTrainer
 from pyterrier_hypencoder.encoders import checkpoint, hub
-from pyterrier_hypencoder.encoders.networks import DualEncoderConfig  # noqa: E402
+from pyterrier_hypencoder.encoders.checkpoint_config import DualEncoderConfig  # noqa: E402
 from pyterrier_hypencoder.training.collator import Collator  # noqa: E402
 from pyterrier_hypencoder.training.row_sampler import RowSampler  # noqa: E402
 from pyterrier_hypencoder.training.training_rows import TrainingRows  # noqa: E402

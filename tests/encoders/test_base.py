@@ -11,7 +11,8 @@ import torch
 
 from pyterrier_hypencoder import BiEncoder, Hypencoder
 from pyterrier_hypencoder.encoders import base as encoder
-from pyterrier_hypencoder.encoders import hub, hypencoder
+from pyterrier_hypencoder.encoders import hub
+from pyterrier_hypencoder.encoders.loading import load_recorded_encoder
 from pyterrier_hypencoder.encoders.networks import POOLINGS, pool
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
@@ -150,14 +151,14 @@ def test_pooling_is_read_from_sentence_transformers_files(tmp_path, files, pooli
         (tmp_path / "modules.json").write_text(json.dumps(modules))
         (tmp_path / "1_Pooling").mkdir()
         (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(files))
-    settings = hub.pooling_settings(str(tmp_path), None)
+    settings = hub.read_pooling_settings(str(tmp_path), None)
     assert (settings.pooling, settings.normalize) == (pooling, normalize)
 
 
 def test_what_cannot_be_read_from_sentence_transformers_files_is_an_error(tmp_path):
     (tmp_path / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense", "path": "3_Dense"}]')
     with pytest.raises(ValueError, match="Dense"):
-        hub.pooling_settings(str(tmp_path), None)
+        hub.read_pooling_settings(str(tmp_path), None)
 
 
 def test_minilm_is_what_its_files_say(minilm):
@@ -236,12 +237,12 @@ def test_a_record_makes_the_encoder_again(golden, bert):
         Hypencoder(golden / "tiny_2l_mean_separate_reslast", pool_padding=True, doc_max_length=64),
         bi_encoder(bert, pooling="cls", query_prefix="query: "),
     ):
-        again = hypencoder.load_recorded_encoder(model.record())
+        again = load_recorded_encoder(model.record())
         assert type(again) is type(model)
         assert again.fingerprint == model.fingerprint
         assert again.doc_max_length == model.doc_max_length
     with pytest.raises(ValueError, match="model class"):
-        hypencoder.load_recorded_encoder({"class": "os.system", "name": "x", "revision": None, "options": {}})
+        load_recorded_encoder({"class": "os.system", "name": "x", "revision": None, "options": {}})
 
 
 def test_encoders_are_their_arguments(bert):
@@ -264,7 +265,7 @@ def test_pool_names_the_poolings_that_exist():
 @pytest.fixture
 def skip_config(golden, bert):
     """A Hypencoder over the small BERT that starts from its inner product."""
-    from pyterrier_hypencoder.encoders.networks import DualEncoderConfig
+    from pyterrier_hypencoder.encoders.checkpoint_config import DualEncoderConfig
 
     return DualEncoderConfig(
         query_encoder_kwargs={
@@ -352,11 +353,11 @@ def test_an_uncertain_pooling_is_an_error_and_a_stated_one_is_taken(tmp_path, mo
     (home / "snapshots" / "commit").mkdir(parents=True)
     (home / "refs").mkdir()
     (home / "refs" / "main").write_text("commit")
-    with pytest.raises(ValueError, match=r"pass pooling=... and normalize="):
-        hub.pooling_settings("acme/encoder", None)
+    with pytest.raises(ValueError, match=r"Pass pooling=\.\.\. and normalize="):
+        hub.read_pooling_settings("acme/encoder", None)
     (home / ".no_exist" / "commit").mkdir(parents=True)
     (home / ".no_exist" / "commit" / "modules.json").touch()
-    assert hub.pooling_settings("acme/encoder", None) == hub.PoolingSettings("mean", False)
+    assert hub.read_pooling_settings("acme/encoder", None) == hub.PoolingSettings("mean", False)
 
 
 def test_stated_pooling_and_normalisation_need_no_files(bert, tmp_path):
@@ -369,7 +370,7 @@ def test_stated_pooling_and_normalisation_need_no_files(bert, tmp_path):
 
 def test_a_blank_text_without_special_tokens(bert, tmp_path, monkeypatch):
     model = bi_encoder(bert)
-    tokenizer = model._loaded().tokenizer
+    tokenizer = model._get_loaded().tokenizer
     monkeypatch.setattr(type(tokenizer), "__call__", lambda self, texts, **options: {"input_ids": [[] for _ in texts]})
     assert np.isfinite(model.encode_docs(["", ""])).all()
 

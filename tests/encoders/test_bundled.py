@@ -96,8 +96,7 @@ def test_it_ranks_documentation_better_than_minilm(bundled, tmp_path, monkeypatc
 
 def test_its_card_names_what_it_was_trained_on(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    from shared import apidocs
-    from shared import docpairs
+    from shared import apidocs, docpairs
 
     card = (FOLDER / "README.md").read_text()
     assert len(docpairs.PACKAGES) >= 30
