@@ -19,7 +19,7 @@ import torch
 
 from pyterrier_hypencoder import HypencoderTrainer
 from pyterrier_hypencoder.encoders import checkpoint
-from pyterrier_hypencoder.encoders.networks import DualEncoderConfig
+from pyterrier_hypencoder.encoders.checkpoint_config import DualEncoderConfig
 from pyterrier_hypencoder.training.collator import Collator
 from pyterrier_hypencoder.training.row_sampler import RowSampler
 from pyterrier_hypencoder.training.training_rows import TrainingRows

@@ -36,7 +36,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndexer, HypencoderTrainer
 from pyterrier_hypencoder.encoders import checkpoint
-from pyterrier_hypencoder.encoders.networks import DualEncoderConfig, HypencoderDualEncoder
+from pyterrier_hypencoder.encoders.checkpoint_config import DualEncoderConfig
+from pyterrier_hypencoder.encoders.networks import HypencoderDualEncoder
 from pyterrier_hypencoder.training.collator import Collator
 from pyterrier_hypencoder.training.row_sampler import RowSampler
 from pyterrier_hypencoder.training.training_rows import TrainingRows

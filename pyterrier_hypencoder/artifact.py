@@ -1,39 +1,74 @@
-"""The index as a PyTerrier artifact: opens a directory and is the factory of its transformers."""
+"""The index as a PyTerrier artifact: it opens a directory and makes the transformers over it."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import pyterrier as pt
 
 from .encoders.base import Encoder
-from .encoders.columns import TextField
 from .encoders.loading import load_recorded_encoder
 from .identity import shorten
-from .index.files import META_FILE, identity
-from .index.graph_builder import corpus_graph
-from .index.inner_product import InnerProductIndex
+from .index.docnos import Docnos
+from .index.files import read_file_version, read_meta
+from .index.graph_builder import open_or_build_graph
+from .index.inner_product import InnerProductIndex, build_inner_product_index
 from .index.neighbour_graph import NeighbourGraph
 from .index.reader import IndexReader
+from .transformers.example import build_example_index, make_example_folder
 from .transformers.indexer import DocumentIndexer
 from .transformers.retriever import HypencoderRetriever
 from .transformers.scorer import HypencoderScorer
 from .transformers.vec_loader import VecLoader
 
+_BLOCK = 4096  # documents that get_corpus_iter converts to float32 together
+Parameters = ParamSpec("Parameters")
+Made = TypeVar("Made")
+
+
+def _takes_options_of(
+    transformer: Callable[Concatenate[Any, Parameters], Made],
+) -> Callable[[Callable[..., Made]], Callable[Concatenate[HypencoderIndex, Parameters], Made]]:
+    """Give a factory method the signature of the class that it makes, without the index.
+
+    So help(), notebooks and type checkers show the options, which are listed only once, in the class.
+    """
+
+    def decorate(method: Callable[..., Made]) -> Callable[Concatenate[HypencoderIndex, Parameters], Made]:
+        signature = inspect.signature(transformer)
+        options = list(signature.parameters.values())[1:]
+        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        method.__signature__ = signature.replace(parameters=[own, *options])  # type: ignore[attr-defined]
+        return method
+
+    return decorate
+
 
 class HypencoderIndex(pt.Artifact):
-    """Document vectors on disk; made by :class:`HypencoderIndexer`, shared like every PyTerrier artifact.
+    """Document vectors on disk, opened for searching.
+
+    :class:`HypencoderIndexer` builds an index. It can be shared like every PyTerrier artifact.
 
     Args:
-        path: the index directory.
+        path: The index directory.
 
     Raises:
-        FileNotFoundError: where there is none.
-        ValueError: where it is no index, one of a newer format, or damaged.
+        FileNotFoundError: If there is no index.
+        ValueError: If the directory is not an index, has a newer format, or is damaged.
+
+    Example:
+        >>> from pyterrier_hypencoder import HypencoderIndex
+        >>> index = HypencoderIndex.example()
+        >>> len(index), index.vec_size
+        (3, 4)
+        >>> [document["docno"] for document in index.get_corpus_iter()]
+        ['d1', 'd2', 'd3']
+        >>> index.retriever(num_results=10)  # doctest: +ELLIPSIS
+        HypencoderRetriever(HypencoderIndex('...'), num_results=10)
     """
 
     ARTIFACT_TYPE = "dense_index"
@@ -42,15 +77,24 @@ class HypencoderIndex(pt.Artifact):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
-        self._opened = identity(Path(path)), IndexReader(Path(path))
+        self._opened = read_file_version(Path(path)), IndexReader(Path(path))
         self._models: dict[tuple[str, str], Encoder] = {}
+
+    @classmethod
+    def example(cls) -> HypencoderIndex:
+        """Return an index with three documents, ``d1`` to ``d3``, and vectors of four dimensions.
+
+        It is built in a temporary folder on the first call. It records no model, so it needs no download: queries need a
+        column ``query_vec``.
+        """
+        return cls(build_example_index())
 
     @property
     def reader(self) -> IndexReader:
-        """The opened directory; opened anew when the index has been replaced."""
-        now = identity(Path(str(self.path)))
-        if self._opened[0] != now:
-            self._opened = now, IndexReader(Path(str(self.path)))
+        """The opened directory. It is opened again when the index has been replaced."""
+        current = read_file_version(Path(str(self.path)))
+        if self._opened[0] != current:
+            self._opened = current, IndexReader(Path(str(self.path)))
         return self._opened[1]
 
     def __len__(self) -> int:
@@ -70,7 +114,7 @@ class HypencoderIndex(pt.Artifact):
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What ``pt_meta.json`` says."""
+        """A copy of the metadata in ``pt_meta.json``."""
         return dict(self.reader.meta)
 
     @property
@@ -80,21 +124,24 @@ class HypencoderIndex(pt.Artifact):
 
     @property
     def vectors(self) -> np.ndarray:
-        """The document vectors, (N, D), a read-only memory map; row i is the document of docid i."""
+        """The document vectors, (N, D), as a read-only memory map. Row i is the document with docid i."""
         return self.reader.vectors
 
     @property
-    def docnos(self) -> Any:
-        """The lookup docno <-> docid; see :class:`pyterrier_hypencoder.docnos.Docnos`."""
+    def docnos(self) -> Docnos:
+        """The lookup between docnos and docids; see :class:`pyterrier_hypencoder.index.docnos.Docnos`."""
         return self.reader.docnos
 
     def model(self, *, device: str = "auto") -> Encoder | None:
-        """The encoder recorded in the index; None where the vectors came from elsewhere.
+        """Return the encoder that is recorded in the index.
 
         It is loaded on first use and shared by all transformers of this index that were made without a model.
 
         Args:
-            device: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda[:n]``.
+            device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda[:n]``.
+
+        Returns:
+            The encoder, or None if the index was built from vectors without a model.
         """
         record = self.meta.get("model")
         if record is None:
@@ -104,62 +151,50 @@ class HypencoderIndex(pt.Artifact):
             self._models[key] = load_recorded_encoder(record, device=device)
         return self._models[key]
 
-    def retriever(self, model: Encoder | None = None, **options: Any) -> HypencoderRetriever:
-        """A transformer that searches this index.
+    @_takes_options_of(HypencoderRetriever)
+    def retriever(self, *args: Any, **options: Any) -> HypencoderRetriever:
+        """Return a transformer that searches this index.
 
-        Args:
-            model: the encoder of the queries; None takes the one recorded in the index.
-            **options: those of :class:`HypencoderRetriever`, such as ``num_results`` and ``search``.
+        The arguments are those of :class:`HypencoderRetriever` after ``index``: ``model``, then its options by keyword.
         """
-        return HypencoderRetriever(self, model, **options)
+        return HypencoderRetriever(self, *args, **options)
 
-    def scorer(
-        self,
-        model: Encoder | None = None,
-        *,
-        text_field: TextField = "text",
-        batch_size: int = 32,
-        device: str = "auto",
-        precision: str = "auto",
-        qnet_width: int | None = None,
-        verbose: bool = False,
-    ) -> HypencoderScorer:
-        """A transformer that re-ranks with the vectors of this index; see :class:`HypencoderScorer`."""
-        return HypencoderScorer(
-            self,
-            model,
-            text_field=text_field,
-            batch_size=batch_size,
-            device=device,
-            precision=precision,
-            qnet_width=qnet_width,
-            verbose=verbose,
-        )
+    @_takes_options_of(HypencoderScorer)
+    def scorer(self, *args: Any, **options: Any) -> HypencoderScorer:
+        """Return a transformer that re-ranks with the vectors of this index.
 
+        The arguments are those of :class:`HypencoderScorer` after ``index``: ``model``, then its options by keyword.
+        """
+        return HypencoderScorer(self, *args, **options)
+
+    @_takes_options_of(VecLoader)
     def vec_loader(self) -> VecLoader:
-        """A transformer that adds the stored vectors of documents as ``doc_vec``."""
+        """Return a transformer that adds the stored vectors of documents as ``doc_vec``; see :class:`VecLoader`."""
         return VecLoader(self)
 
     def corpus_graph(
         self, k: int = 100, *, builder: str = "auto", device: str = "auto", verbose: bool = False
     ) -> NeighbourGraph:
-        """The graph of nearest documents by L2 distance, opened, or built on first use inside the index directory.
+        """Return the neighbour graph of this index; build it on first use.
 
-        It serves pyterrier_adaptive's ``GAR`` and pyterrier_dr's LADR; ``pt.Artifact.load`` opens its directory
-        as a graph of pyterrier_adaptive. A graph with more neighbours serves for fewer.
+        The graph links each document to its nearest documents by L2 distance. It is stored inside the index directory. A
+        graph with more neighbours also serves for fewer. pyterrier_adaptive's ``GAR`` and pyterrier_dr's LADR accept it, and
+        ``pt.Artifact.load`` opens its directory as a graph of pyterrier_adaptive.
 
         Args:
-            k: neighbours of each document, at most 10,000.
-            builder: ``exact``, ``hnsw`` or ``nn_descent``; ``auto`` opens what there is, and builds exactly for up to
-                200,000 documents (20 million on a GPU), above with ``hnsw``. See :func:`pyterrier_hypencoder.graph.build`.
-            device: where exact comparisons are made: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda[:n]``.
-            verbose: whether to show progress.
+            k: Number of neighbours per document, at most 10,000. The paper uses 100 (section 3.6).
+            builder: ``exact``, ``hnsw``, ``nn_descent`` or ``auto``. ``auto`` opens an existing graph. If there is none, it
+                builds exactly up to 200,000 documents (20 million on a GPU) and with ``hnsw`` above. See
+                :func:`pyterrier_hypencoder.index.graph_builder.build_graph`.
+            device: Device of exact comparisons: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda[:n]``.
+            verbose: If True, show a progress bar.
 
         Raises:
-            ValueError: for bad options, or where the graph on disk is damaged or of another index or an older state.
-            RuntimeError: while another process builds the same graph.
+            ValueError: If an option is not valid, or the graph on disk is damaged or belongs to another index or an older
+                state of this one.
+            RuntimeError: If another process is building the same graph.
         """
-        return corpus_graph(self.reader, k, builder=builder, device=device, verbose=verbose)
+        return open_or_build_graph(self.reader, k, builder=builder, device=device, verbose=verbose)
 
     def inner_product_index(self, *, verbose: bool = False) -> InnerProductIndex:
         """The index for maximum inner product, opened, or built on first use inside the index directory.
@@ -173,86 +208,106 @@ class HypencoderIndex(pt.Artifact):
         Raises:
             ValueError: where its files are damaged or not of this index.
         """
-        return InnerProductIndex(self.reader, verbose=verbose)
+        return build_inner_product_index(self.reader, verbose=verbose)
 
     def get_corpus_iter(
         self, start: int | None = None, stop: int | None = None, *, verbose: bool = False
     ) -> Iterator[dict[str, Any]]:
-        """The documents in order, as dictionaries with ``docno`` and ``doc_vec`` (float32).
+        """Yield the documents in the order of their docids.
 
         Args:
-            start: first docid; None for 0.
-            stop: docid to stop before; None for all.
-            verbose: whether to show progress.
+            start: First docid, as in a slice. None starts at 0.
+            stop: Docid at which to stop, as in a slice. None stops at the end.
+            verbose: If True, show a progress bar.
+
+        Yields:
+            Dictionaries with ``docno`` and ``doc_vec`` (D,) float32.
         """
-        ids = range(len(self))[start:stop]
-        with pt.tqdm(total=len(ids), desc=str(self.path), unit="doc", disable=not verbose) as progress:
-            for first in range(ids.start, ids.stop, 4096):
-                block = np.arange(first, min(first + 4096, ids.stop))
+        docids = range(len(self))[start:stop]
+        with pt.tqdm(total=len(docids), desc=str(self.path), unit="doc", disable=not verbose) as progress:
+            for first in range(docids.start, docids.stop, _BLOCK):
+                block = np.arange(first, min(first + _BLOCK, docids.stop))
                 vectors = self.vectors[block[0] : block[-1] + 1].astype(np.float32)
                 for docno, vector in zip(self.docnos.at(block), vectors, strict=True):
                     yield {"docno": docno, "doc_vec": vector}
                 progress.update(len(block))
 
     def to_flex(self, path: str | Path) -> Any:
-        """Writes the vectors as a pyterrier_dr ``FlexIndex`` (float32), for its search methods and back-ends.
+        """Write the vectors as a ``FlexIndex`` of pyterrier_dr, to use its search algorithms and back-ends.
 
         Args:
-            path: the directory to make.
+            path: The directory to create.
 
         Returns:
-            The ``FlexIndex``.
+            The ``FlexIndex``, with float32 vectors.
 
         Raises:
-            ImportError: where pyterrier_dr is not installed.
+            ImportError: If pyterrier_dr is not installed.
         """
-        flex = _pyterrier_dr().FlexIndex(str(path), verbose=False)
+        flex = _import_pyterrier_dr().FlexIndex(str(path), verbose=False)
         flex.index(self.get_corpus_iter())
         return flex
 
     @classmethod
     def from_flex(cls, flex: Any, path: str | Path, *, mode: str = "create", dtype: str = "fp16") -> HypencoderIndex:
-        """Takes over the vectors of a pyterrier_dr ``FlexIndex``.
+        """Build an index from the vectors of a ``FlexIndex`` of pyterrier_dr.
 
         Args:
-            flex: the ``FlexIndex``, or its path.
-            path: the directory to make.
-            mode: see :class:`HypencoderIndexer`.
-            dtype: ``fp16`` or ``fp32``, which is what a ``FlexIndex`` has.
+            flex: The ``FlexIndex`` or its path.
+            path: The index directory to create.
+            mode: ``create``, ``overwrite`` or ``resume``; see :class:`HypencoderIndexer`.
+            dtype: ``fp16``, or ``fp32`` to keep the numbers of the ``FlexIndex`` exactly.
+
+        Returns:
+            The index. It records no model.
 
         Raises:
-            ImportError: where pyterrier_dr is not installed.
-            ValueError: where there is no ``FlexIndex``.
+            ImportError: If pyterrier_dr is not installed.
+            ValueError: If there is no ``FlexIndex`` at the path.
         """
         if isinstance(flex, str | Path):
-            pyterrier_dr, found = _pyterrier_dr(), _read_format(Path(flex))
+            pyterrier_dr, found = _import_pyterrier_dr(), _read_format(Path(flex))
             if found != "flex":
-                raise ValueError(f"expected a FlexIndex of pyterrier_dr at {flex}, found {found or 'nothing of the kind'}")
+                raise ValueError(f"Expected a FlexIndex of pyterrier_dr at {flex}, found {found or 'no artifact'}.")
             flex = pyterrier_dr.FlexIndex(str(flex), verbose=False)
         HypencoderIndexer(path, mode=mode, dtype=dtype).index(flex.get_corpus_iter())
         return cls(path)
 
 
 class HypencoderIndexer(DocumentIndexer):
-    """Writes the vectors of documents to an index directory.
+    """Build an index from documents.
 
-    Memory does not grow with the collection. A build that was killed goes on with ``mode="resume"`` and the same stream:
-    documents that are stored are checked by docno and skipped, and the result is the same to the byte.
+    Memory does not grow with the collection. The index appears under its name only when it is complete. A build that was
+    interrupted continues with ``mode="resume"`` and the same documents: stored documents are compared by docno and skipped.
+    The result is byte for byte the same as without the interruption.
 
     Args:
-        path: the directory to make.
-        model: the encoder; not needed for documents that bring ``doc_vec``, which are stored as they are. Where it is given
-            all the same, it is recorded as what made them.
-        mode: ``create`` (refuses what exists), ``overwrite`` (replaces an index once the new one is complete) or
-            ``resume`` (goes on with an interrupted build, or begins one).
-        dtype: how vectors are stored: ``fp16`` (half the size; rankings hardly change) or ``fp32``.
-        text_field: the field with the text, or several, joined by a space.
-        batch_size: documents that are sorted by length, encoded and stored together; what a killed build loses at most.
-        graph_k: where given, the graph of so many nearest documents is built after the index is in place, as
-            ``index.corpus_graph(graph_k)`` does. Where that fails or is killed the index stays, and ``mode="resume"`` with
-            the same documents goes on with the graph.
-        verbose: whether to show progress.
+        path: The index directory to create.
+        model: The encoder. It is not needed for documents with ``doc_vec``, whose vectors are stored unchanged. If it is
+            passed for such documents, it is recorded as the model that made them.
+        mode: ``create`` raises an error if something exists at ``path``. ``overwrite`` replaces an index when the new one is
+            complete. ``resume`` continues an interrupted build, or starts one.
+        dtype: Precision of the stored vectors: ``fp16`` (half the size, rankings hardly change) or ``fp32``.
+        text_field: The field with the text, or several fields, which are joined by a space.
+        batch_size: Number of documents that are sorted by length, encoded and stored together. An interrupted build loses at
+            most one batch.
+        graph_k: If given, build the neighbour graph with this number of neighbours afterwards, as
+            ``index.corpus_graph(graph_k)`` does. If that fails, the index remains, and ``mode="resume"`` with the same
+            documents continues with the graph.
+        verbose: If True, show a progress bar.
+
+    Example:
+        >>> from pyterrier_hypencoder import HypencoderIndexer
+        >>> indexer = HypencoderIndexer.example()
+        >>> index = indexer.index([{"docno": "d1", "doc_vec": [1.0, 0.0]}, {"docno": "d2", "doc_vec": [0.0, 1.0]}])
+        >>> len(index), index.meta["dtype"]
+        (2, 'f2')
     """
+
+    @classmethod
+    def example(cls) -> HypencoderIndexer:
+        """Return an indexer without a model that writes to a temporary folder; it indexes documents with ``doc_vec``."""
+        return cls(make_example_folder() / "built.hyp", mode="overwrite")
 
     def open_index(self, path: Path) -> HypencoderIndex:
         """Return the index at a path."""
@@ -260,16 +315,16 @@ class HypencoderIndexer(DocumentIndexer):
 
 
 def _read_format(path: Path) -> str | None:
-    """The format that an artifact says it has."""
+    """Return the format of the artifact at a path, or None if there is no artifact."""
     try:
-        return json.loads((path / META_FILE).read_text()).get("format")
+        return read_meta(path).get("format")
     except (OSError, ValueError):
         return None
 
 
-def _pyterrier_dr() -> Any:
+def _import_pyterrier_dr() -> Any:
     try:
         import pyterrier_dr
     except ImportError as err:
-        raise ImportError("exchanging vectors with FlexIndex needs pyterrier_dr: pip install pyterrier-dr") from err
+        raise ImportError("Exchanging vectors with FlexIndex requires pyterrier_dr: pip install pyterrier-dr") from err
     return pyterrier_dr

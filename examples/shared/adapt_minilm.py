@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from pyterrier_hypencoder import Hypencoder, HypencoderIndex, HypencoderTrainer
-from pyterrier_hypencoder.encoders import checkpoint, hub
+from pyterrier_hypencoder.encoders import checkpoint, dense_start, hub
 from pyterrier_hypencoder.encoders.loading import load_encoder
 from pyterrier_hypencoder.training.collator import Collator
 from pyterrier_hypencoder.training.frozen_vectors import make_vector_lookup
@@ -110,7 +110,7 @@ def train_model(
 def _make_trainer(kind: str, recipe: Recipe, tokenizer: Any, folder: Path, seed: int) -> HypencoderTrainer:
     is_hypencoder, is_frozen = kind == "hypencoder", recipe.backbone_layers == 0
     dropout = {"do_dropout": recipe.dropout > 0, "dropout_prob": recipe.dropout} if is_hypencoder else {}
-    start = checkpoint.from_dense(
+    start = dense_start.from_dense(
         MINILM, hidden=recipe.hidden if is_hypencoder else None, query_projection=is_frozen, seed=seed, **dropout
     )
     return HypencoderTrainer(

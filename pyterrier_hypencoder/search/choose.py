@@ -36,6 +36,7 @@ class Situation:
         is_linear: True if every q-net is a single vector.
         has_entry_points: True if the caller gives documents to start from.
         has_graph: True if the index has a neighbour graph.
+        has_inner_product_index: True if the index has an inner-product index, which makes surrogate search faster.
         on_gpu: True if q-nets are evaluated on a GPU.
     """
 
@@ -45,6 +46,7 @@ class Situation:
     is_linear: bool
     has_entry_points: bool
     has_graph: bool
+    has_inner_product_index: bool
     on_gpu: bool
 
 
@@ -72,8 +74,8 @@ RULES = (
     Rule("surrogate", lambda s: s.has_entry_points, "entry points were given"),
     Rule(
         "graph",
-        lambda s: s.doc_count > GRAPH_ABOVE and s.has_graph and not s.on_gpu,
-        "the collection is large, the device is a CPU and the index has a neighbour graph",
+        lambda s: s.doc_count > GRAPH_ABOVE and s.has_graph and not s.has_inner_product_index and not s.on_gpu,
+        "the collection is large, the device is a CPU, and the index has a neighbour graph but no inner-product index",
     ),
     Rule("surrogate", lambda s: True, "many documents are allowed"),
 )
@@ -88,6 +90,7 @@ def choose_algorithm(
     is_linear: bool,
     has_entry_points: bool,
     has_graph: bool,
+    has_inner_product_index: bool,
     on_gpu: bool,
 ) -> Choice:
     """Choose the algorithm for ``algorithm="auto"``.
@@ -98,12 +101,22 @@ def choose_algorithm(
         The algorithm and the reason.
 
     Example:
-        >>> facts = dict(is_linear=False, has_entry_points=False, has_graph=False, on_gpu=False)
+        >>> facts = dict(is_linear=False, has_entry_points=False, on_gpu=False)
+        >>> facts |= dict(has_graph=False, has_inner_product_index=False)
         >>> choose_algorithm(n_allowed=6_000, num_results=100, doc_count=6_000, **facts).algorithm
         'exhaustive'
         >>> choose_algorithm(n_allowed=500_000, num_results=100, doc_count=500_000, **facts).algorithm
         'surrogate'
     """
-    situation = Situation(n_allowed, num_results, doc_count, is_linear, has_entry_points, has_graph, on_gpu)
+    situation = Situation(
+        n_allowed=n_allowed,
+        num_results=num_results,
+        doc_count=doc_count,
+        is_linear=is_linear,
+        has_entry_points=has_entry_points,
+        has_graph=has_graph,
+        has_inner_product_index=has_inner_product_index,
+        on_gpu=on_gpu,
+    )
     rule = next(rule for rule in RULES if rule.condition(situation))
     return Choice(rule.algorithm, rule.reason)

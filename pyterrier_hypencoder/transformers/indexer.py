@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -16,16 +17,21 @@ from ..encoders.base import Encoder
 from ..encoders.columns import TextField, join_text, list_text_fields
 from ..encoders.loading import check_encoder
 from ..identity import ByArguments
-from ..index.graph_builder import check_options, corpus_graph
+from ..index.graph_builder import check_graph_options, open_or_build_graph
 from ..index.reader import IndexReader
-from ..index.writer import IndexWriter, check_same_build, discard_leftovers, is_index, is_unfinished, prepare_metadata
+from ..index.staging import check_same_build, discard_leftovers, is_unfinished
+from ..index.writer import IndexWriter, is_index, prepare_metadata
 from ..options import check_positive
-from .pipeline import IndexedPipeline, _stages
-from .retriever import HypencoderRetriever
+from .pipeline import IndexedPipeline, bind_retrievers, list_retrievers
+
+Document = dict[str, Any]
 
 
-class DocumentIndexer(ByArguments, pt.Indexer):
-    """Write the vectors of documents to an index directory; see :class:`pyterrier_hypencoder.HypencoderIndexer`."""
+class DocumentIndexer(ByArguments, pt.Indexer, ABC):
+    """Write the vectors of documents to an index directory.
+
+    :class:`pyterrier_hypencoder.HypencoderIndexer` documents the arguments and says how the index is opened.
+    """
 
     def __init__(
         self,
@@ -48,146 +54,158 @@ class DocumentIndexer(ByArguments, pt.Indexer):
         self.graph_k = graph_k
         self.verbose = verbose
 
+    @abstractmethod
+    def open_index(self, path: Path) -> pt.Artifact:
+        """Return the artifact of an index directory that was just built."""
+
     def index_inputs(self) -> list[list[str]]:
-        """The columns that documents must have."""
+        """Return the columns that documents must have: text if there is a model, or ``doc_vec``."""
         with_text = [["docno", *list_text_fields(self.text_field)]] if self.model is not None else []
         return [*with_text, ["docno", "doc_vec"]]
 
-    def index(self, iter: Iterable[dict[str, Any]] | pd.DataFrame, **kwargs: Any) -> pt.Artifact:
-        """Indexes documents.
+    def index(self, iter: Iterable[Document] | pd.DataFrame, **kwargs: Any) -> pt.Artifact:
+        """Index documents.
+
+        Options, path and model are checked before the first document is encoded.
 
         Args:
-            iter: documents with ``docno`` and text, or with ``docno`` and ``doc_vec``; or a frame of them.
-            **kwargs: none; there for PyTerrier's signature.
+            iter: Dictionaries (or a frame) with ``docno`` and either text or ``doc_vec``.
+            **kwargs: Not used; part of PyTerrier's signature.
 
         Returns:
             The :class:`HypencoderIndex`.
 
         Raises:
-            FileExistsError: where the mode does not allow what is there.
-            ValueError: for bad documents (naming the first one) or options. What was stored before it is kept for
-                ``mode="resume"``; nothing appears under the index's name.
+            FileExistsError: If the mode does not allow what is already there.
+            ValueError: If an option or a document is not valid. The message names the first such document. The documents
+                before it are kept for ``mode="resume"``; nothing appears under the name of the index.
         """
         if kwargs:
-            raise TypeError(f"index: expected no options, found {sorted(kwargs)}; pass them to HypencoderIndexer")
-        check_positive("batch_size", self.batch_size)
+            raise TypeError(f"index() takes no options, got {sorted(kwargs)}. Pass them to HypencoderIndexer.")
+        self._check_options()
+        path = Path(self.path)
+        documents = iter.to_dict("records") if isinstance(iter, pd.DataFrame) else iter
+        self._build(path, pt.tqdm(documents, desc=f"indexing {path.name}", unit="doc", disable=not self.verbose))
         if self.graph_k is not None:
-            check_options(self.graph_k)
+            open_or_build_graph(IndexReader(path), self.graph_k, verbose=self.verbose)
+        return self.open_index(path)
+
+    def _check_options(self) -> None:
+        check_positive("batch_size", self.batch_size)
+        list_text_fields(self.text_field)
+        if self.graph_k is not None:
+            check_graph_options(self.graph_k)
         if self.model is not None:
             check_encoder(self.model)
         if not isinstance(self.path, str | Path) or not Path(self.path).name:
-            raise ValueError(f"path: expected the name of a directory to make, found {self.path!r}")
-        path = Path(self.path)
-        documents = iter.to_dict("records") if isinstance(iter, pd.DataFrame) else iter
-        progress = pt.tqdm(documents, desc=f"indexing {path.name}", unit="doc", disable=not self.verbose)
-        self._build(path, progress)
-        if self.graph_k is not None:
-            corpus_graph(IndexReader(path), self.graph_k, verbose=self.verbose)
-        return self.open_index(path)
+            raise ValueError(f"path must be the name of the index directory, got {self.path!r}.")
 
-    def open_index(self, path: Path) -> pt.Artifact:
-        """Return the artifact for a directory that was just written."""
-        raise TypeError(f"{type(self).__name__} does not say how to open what it builds; use HypencoderIndexer")
-
-    def _build(self, path: Path, documents: Iterable[dict[str, Any]]) -> None:
-        stream = _checked(documents)
+    def _build(self, path: Path, documents: Iterable[Document]) -> None:
+        stream = _check_documents(documents)
         first = next(stream, None)
         if first is None:
-            raise ValueError("expected at least one document, found none; nothing was written")
-        source = "doc_vec" if "doc_vec" in first else "text"
-        if source == "text" and self.model is None:
+            raise ValueError("There are no documents, expected at least one. Nothing was written.")
+        has_vectors = "doc_vec" in first
+        if not has_vectors and self.model is None:
             raise ValueError(
-                f"document {first['docno']!r}: expected a doc_vec, found only {sorted(first)}; pass a model to the indexer "
-                "to encode texts"
+                f"Document {first['docno']!r} has no doc_vec, only {sorted(first)}. Pass a model to the indexer to encode texts."
             )
+        stream = chain([first], stream)
         facts = {
             "model": None if self.model is None else self.model.record(),
-            "text_field": self.text_field if source == "text" else None,
+            "text_field": None if has_vectors else self.text_field,
         }
-        stream = chain([first], stream)
         if self.mode == "resume" and is_index(path) and not is_unfinished(path):
             return _check_complete(path, prepare_metadata(self.dtype, facts), stream)
         writer = IndexWriter(path, mode=self.mode, dtype=self.dtype, facts=facts)
         try:
-            _match(stream, writer.stored_docnos(), writer.count)
+            _skip_stored(stream, writer.stored_docnos(), writer.count)
             for batch in chunked(stream, self.batch_size):
                 docnos = [document["docno"] for document in batch]
                 writer.check(docnos)
-                writer.add(docnos, self._vectors(batch, source, writer.vec_size))
+                writer.add(docnos, self._make_vectors(batch, has_vectors, writer.vec_size))
             writer.finish()
         except BaseException:
             writer.abandon()
             raise
 
-    def _vectors(self, batch: list[dict[str, Any]], source: str, size: int | None) -> np.ndarray:
-        if source == "doc_vec":
-            return _stack(batch, size if self.model is None else self.model.vec_size)
+    def _make_vectors(self, batch: list[Document], has_vectors: bool, vec_size: int | None) -> np.ndarray:
+        if self.model is None or has_vectors:
+            return _stack_vectors(batch, vec_size if self.model is None else self.model.vec_size)
         fields = list_text_fields(self.text_field)
-        return self.model.encode_docs([join_text(document, fields) for document in batch])  # type: ignore[union-attr]
+        return self.model.encode_docs([join_text(document, fields) for document in batch])
 
     def __rshift__(self, right: pt.Transformer) -> pt.Transformer:
-        """``indexer >> retriever`` builds with ``.index()`` and searches with ``.transform()``; binds the retriever."""
-        retrievers = [stage for stage in _stages(right) if isinstance(stage, HypencoderRetriever)]
+        """Compose ``indexer >> retriever``: ``.index()`` builds the index, ``.transform()`` searches it."""
+        retrievers = list_retrievers(right)
         if not retrievers:
             return super().__rshift__(right)
-        for retriever in retrievers:
-            retriever.check_binding(self.path)
-        for retriever in retrievers:
-            retriever.bind(self.path, self.model)
+        bind_retrievers(retrievers, self.path, self.model)
         return IndexedPipeline(self, right)
 
     def subtransformers(self) -> dict[str, Any]:
-        """None: the model is no stage of its own."""
+        """Return an empty dictionary, because the model is not a stage of a pipeline."""
         return {}
 
 
-def _checked(documents: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _check_documents(documents: Iterable[Document]) -> Iterator[Document]:
     for position, document in enumerate(documents):
         if not isinstance(document, dict) or "docno" not in document:
             found = sorted(document) if isinstance(document, dict) else repr(document)
-            raise ValueError(f"document {position}: expected a dictionary with a docno, found {found}")
+            raise ValueError(f"Document {position} must be a dictionary with a docno, got {found}.")
         yield document
 
 
-def _match(documents: Iterator[dict[str, Any]], stored: Iterable[str], count: int) -> None:
-    """Takes from a stream the documents that are stored, which must come first and in the same order."""
+def _skip_stored(documents: Iterator[Document], stored: Iterable[str], count: int) -> None:
+    """Skip the stored documents, which must be the first ones of the stream and in the same order."""
     for position, docno in enumerate(stored):
         document = next(documents, None)
         if document is None or document["docno"] != docno:
+            found = "the end of the stream" if document is None else repr(document["docno"])
             raise ValueError(
-                f"expected the stream to begin with the {count} documents that are stored, found "
-                f"{'its end' if document is None else repr(document['docno'])} where {docno!r} was, at position {position}; "
-                "give the same documents in the same order, or use mode='overwrite'"
+                f"The stream must begin with the {count} documents that are stored: expected {docno!r} at position "
+                f"{position}, got {found}. Pass the same documents in the same order, or use mode='overwrite'."
             )
 
 
-def _check_complete(path: Path, facts: dict[str, Any], documents: Iterator[dict[str, Any]]) -> None:
-    """Resuming a build that had been completed: nothing to do, if options and documents are the same."""
+def _check_complete(path: Path, facts: dict[str, Any], documents: Iterator[Document]) -> None:
+    """Check that a complete index, which was to be resumed, has the same options and documents."""
     reader = IndexReader(path)
     check_same_build(path, reader.meta, facts)
-    _match(documents, reader.docnos, reader.doc_count)
-    more = next(documents, None)
-    if more is not None:
+    _skip_stored(documents, reader.docnos, reader.doc_count)
+    extra = next(documents, None)
+    if extra is not None:
         raise ValueError(
-            f"expected the {reader.doc_count} documents of the complete index {path}, found another one, "
-            f"{more['docno']!r}; an index does not grow: use mode='overwrite' or another path"
+            f"The index at {path} is complete with {reader.doc_count} documents, got another one, {extra['docno']!r}. "
+            "Documents cannot be added to an index: use mode='overwrite' or another path."
         )
     discard_leftovers(path)
 
 
-def _stack(batch: list[dict[str, Any]], size: int | None) -> np.ndarray:
-    """The ``doc_vec`` of documents as one array, with errors that name the document; size is that of those before."""
+def _stack_vectors(batch: list[Document], vec_size: int | None) -> np.ndarray:
+    """Return the ``doc_vec`` of documents as one array.
+
+    Args:
+        batch: B documents.
+        vec_size: Expected number of dimensions D. None takes that of the first document.
+
+    Returns:
+        (B, D) float32.
+
+    Raises:
+        ValueError: If a vector is missing or has another size. The message names the document.
+    """
     vectors: list[np.ndarray] = []
     for document in batch:
         try:
             vector: np.ndarray = np.asarray(document.get("doc_vec"), dtype=np.float32)
         except (TypeError, ValueError):
             vector = np.empty(())
-        if vector.ndim != 1 or not vector.size or vector.size != (size or vector.size):
+        if vector.ndim != 1 or not vector.size or vector.size != (vec_size or vector.size):
+            found = f"shape {vector.shape}" if vector.ndim else repr(document.get("doc_vec"))[:80]
             raise ValueError(
-                f"document {document['docno']!r}: expected a doc_vec of {size or 'some'} numbers, found "
-                f"{'a vector of ' + str(vector.shape) if vector.ndim else repr(document.get('doc_vec'))[:80]}"
+                f"doc_vec of document {document['docno']!r} must be a vector of {vec_size or 'at least one'} numbers, got {found}."
             )
-        size = vector.size
+        vec_size = vector.size
         vectors.append(vector)
     return np.stack(vectors)

@@ -1,34 +1,41 @@
-"""What a search costs, as measures for :func:`pyterrier.Experiment`; for retrievers with ``return_stats=True``.
+"""The cost of a search as measures for :func:`pyterrier.Experiment`.
 
-Example::
+Use them with retrievers that have ``return_stats=True``. Costs are stored on result rows, so a query without results counts
+as 0. Systems without these columns, such as BM25, get NaN. ``validate="ignore"`` keeps PyTerrier from warning about that.
 
-    from pyterrier_hypencoder.measures import NumScored
-    pt.Experiment([index.retriever(algorithm="surrogate", return_stats=True)], topics, qrels, [nDCG @ 10, NumScored])
-
-Costs stand on result rows, so that a query without results counts as 0. A system without these columns, such as BM25, has
-NaN there; ``validate="ignore"`` keeps PyTerrier from warning of it.
+Example:
+    >>> import pandas as pd
+    >>> import pyterrier as pt
+    >>> from pyterrier_hypencoder import HypencoderIndex, NumRounds, NumScored
+    >>> retriever = HypencoderIndex.example().retriever(return_stats=True)
+    >>> topics = pd.DataFrame({"qid": ["q1"], "query_vec": [[1.0, 0.0, 0.0, 0.0]]})
+    >>> qrels = pd.DataFrame({"qid": ["q1"], "docno": ["d1"], "label": [1]})
+    >>> pt.Experiment([retriever], topics, qrels, [NumScored, NumRounds], names=["exhaustive"])
+             name  NumScored  NumRounds
+    0  exhaustive        3.0        1.0
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ir_measures
 import pandas as pd
 
 
-def _read_cost(column: str) -> Any:
-    """The value that a query's rows share; NaN where a system does not say."""
+def _make_reader(column: str) -> Callable[[pd.DataFrame, pd.DataFrame], float]:
+    """Return a function that reads the value that all rows of a query share, NaN if there is no such column."""
 
-    def value(qrels: pd.DataFrame, run: pd.DataFrame) -> float:
+    def read(qrels: pd.DataFrame, run: pd.DataFrame) -> float:
         return float(run[column].iloc[0]) if len(run) and column in run else float("nan")
 
-    return value
+    return read
 
 
-def _measure(name: str, column: str, description: str) -> Any:
+def _define_measure(name: str, column: str, description: str) -> Any:
     return ir_measures.define_byquery(
-        _read_cost(column),
+        _make_reader(column),
         name=name,
         support_cutoff=False,
         run_inputs=["query_id", "doc_id", "score", column],
@@ -37,5 +44,7 @@ def _measure(name: str, column: str, description: str) -> Any:
     )
 
 
-NumScored = _measure("NumScored", "n_scored", "documents that were evaluated for a query")
-NumRounds = _measure("NumRounds", "n_rounds", "rounds of evaluation for a query")
+NumScored = _define_measure("NumScored", "n_scored", "Number of documents scored for a query.")
+"""Number of documents that were scored for a query."""
+NumRounds = _define_measure("NumRounds", "n_rounds", "Number of rounds of the search for a query.")
+"""Number of rounds of the search for a query."""

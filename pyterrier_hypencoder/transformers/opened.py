@@ -14,7 +14,7 @@ from ..encoders.base import Encoder
 from ..encoders.loading import check_encoder, load_recorded_encoder
 from ..encoders.stages import make_qnets, narrow_qnets
 from ..identity import ByArguments
-from ..index.files import identity
+from ..index.files import read_file_version
 from ..index.reader import IndexReader
 from ..qnet import QNets
 
@@ -64,7 +64,7 @@ class IndexTransformer(ByArguments):
         shared = getattr(self._index, "reader", None)  # a HypencoderIndex shares its reader among transformers
         if isinstance(shared, IndexReader):
             return shared
-        return self._open("reader", identity(path), lambda: IndexReader(path))
+        return self._open("reader", read_file_version(path), lambda: IndexReader(path))
 
     def _get_model(self) -> Encoder | None:
         """Return the model that was passed, or else the model recorded in the index; None if there is neither."""

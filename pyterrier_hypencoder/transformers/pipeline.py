@@ -1,23 +1,27 @@
-"""``indexer >> retriever`` as one pipeline."""
+"""``indexer >> retriever`` as one pipeline that builds an index and searches it."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyterrier as pt
 
+from ..encoders.base import Encoder
 from ..identity import ByArguments
+from .opened import get_index_path
 from .retriever import HypencoderRetriever
 
 
 class IndexedPipeline(ByArguments, pt.Transformer):
-    """``indexer >> retriever``: ``.index(corpus)`` builds the index, ``.transform(topics)`` searches it.
+    """Build an index with ``.index(corpus)``, search it with ``.transform(topics)``.
 
     Args:
-        indexer: what builds.
-        searcher: what searches: the retriever and the stages after it.
+        indexer: The indexer that builds the index.
+        searcher: The pipeline that searches it: the retriever and the stages around it.
     """
 
     def __init__(self, indexer: Any, searcher: pt.Transformer) -> None:
@@ -25,49 +29,78 @@ class IndexedPipeline(ByArguments, pt.Transformer):
         self.searcher = searcher
 
     def index(self, iter: Iterable[dict[str, Any]] | pd.DataFrame, **kwargs: Any) -> pt.Artifact:
-        """Builds the index, which is then searched; see :meth:`HypencoderIndexer.index`."""
+        """Build the index that the pipeline then searches; see :meth:`HypencoderIndexer.index`."""
         index = self.indexer.index(iter, **kwargs)
-        for stage in _stages(self.searcher):
-            if isinstance(stage, HypencoderRetriever):
-                stage._index = self.indexer.path  # it may have been set to another one since
+        for retriever in list_retrievers(self.searcher):
+            retriever.set_parameter("index", self.indexer.path)  # the indexer's path may have been changed since
         return index
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Searches the index."""
+        """Search the index."""
         return self.searcher.transform(inp)
 
     def __rshift__(self, right: pt.Transformer) -> pt.Transformer:
         return IndexedPipeline(self.indexer, self.searcher >> right)
 
     def compile(self) -> pt.Transformer:
-        """The same with the searching side compiled."""
+        """Return the same pipeline with a compiled searcher."""
         return IndexedPipeline(self.indexer, self.searcher.compile())
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
-        """The same with a retriever that returns at most k documents, where that is fewer."""
+        """Return the same pipeline with at most k results per query, or None if the searcher cannot be fused."""
         fuse = getattr(self.searcher, "fuse_rank_cutoff", None)
         fused = fuse(k) if fuse is not None else None
         return None if fused is None else IndexedPipeline(self.indexer, fused)
 
     def schematic(self, *, input_columns: list[str] | None = None) -> dict[str, Any]:
-        """Drawn as what searches."""
+        """Return the schematic of the searcher."""
         return pt.schematic.transformer_schematic(self.searcher, input_columns=input_columns)
 
     def transform_inputs(self) -> list[list[str]]:
-        """As what searches."""
+        """Return the input columns of the searcher."""
         return pt.inspect.transformer_inputs(self.searcher) or []
 
     def transform_outputs(self, input_columns: list[str]) -> list[str]:
-        """As what searches."""
+        """Return the output columns of the searcher."""
         return pt.inspect.transformer_outputs(self.searcher, input_columns)
 
     def __repr__(self) -> str:
         return f"({self.indexer} >> {self.searcher})"
 
 
-def _stages(pipeline: pt.Transformer) -> Iterator[pt.Transformer]:
-    """A transformer and all that it is made of: the stages of a pipeline, the sides of ``+``, what a cache is around."""
+def list_retrievers(pipeline: pt.Transformer) -> list[HypencoderRetriever]:
+    """Return all retrievers of this package in a pipeline, wherever they stand."""
+    return [stage for stage in _walk(pipeline) if isinstance(stage, HypencoderRetriever)]
+
+
+def bind_retrievers(retrievers: Iterable[HypencoderRetriever], path: str | Path, model: Encoder | None) -> None:
+    """Set the index of retrievers that were made without one, and the model of those that have none.
+
+    Args:
+        retrievers: The retrievers.
+        path: The directory of the index.
+        model: The model of the indexer.
+
+    Raises:
+        ValueError: If one of the retrievers belongs to another index. Then none of them is changed.
+    """
+    retrievers = list(retrievers)
+    for retriever in retrievers:
+        current = get_index_path(retriever.get_parameter("index"))
+        if current is not None and os.path.abspath(current) != os.path.abspath(path):
+            raise ValueError(
+                f"The retriever already searches the index at {current}, so it cannot follow the indexer of {path}. Use a "
+                "new HypencoderRetriever() in this pipeline."
+            )
+    for retriever in retrievers:
+        retriever.set_parameter("index", path)
+        if retriever.model is None:
+            retriever.model = model
+
+
+def _walk(pipeline: pt.Transformer) -> Iterator[pt.Transformer]:
+    """Yield a transformer and all its parts: stages, sides of operators, what a cache wraps."""
     yield pipeline
     for parts in pt.inspect.subtransformers(pipeline).values():
         for part in parts if isinstance(parts, list) else [parts]:
-            yield from _stages(part)
+            yield from _walk(part)

@@ -3,92 +3,107 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyterrier as pt
-import torch
-from torch import Tensor
 
 from .. import scoring
 from ..encoders.base import Encoder
-from ..encoders.columns import group_rows, is_missing, read_docnos
-from ..index.files import identity
-from ..index.inner_product import FACTS_FILE, InnerProductIndex, is_built
+from ..index.files import read_file_version
+from ..index.inner_product import FACTS_FILE, is_built
 from ..index.neighbour_graph import NeighbourGraph, has_graph, open_graph
 from ..index.reader import IndexReader
 from ..options import check_choice, check_positive
 from ..qnet import QNets
+from ..search.choose import ALGORITHMS, choose_algorithm
+from ..search.entry_points import SEED, default_n_initial, draw_entry_points
 from ..search.exhaustive import exhaustive_search
-from ..search.graph import SEED, VARIANTS, count_entry_points, draw_entry_points, graph_search
+from ..search.graph import VARIANTS, graph_search
 from ..search.results import Results
-from ..search.surrogate import Scan, default_n_initial, make_exact_scan, surrogate_search
-from .opened import IndexTransformer, get_index_path
+from ..search.scan import Scan
+from ..search.surrogate import surrogate_search
+from .example import build_example_index
+from .filters import count_allowed, find_allowed, read_filters
+from .opened import IndexTransformer
+from .result_frames import build_result_frame, list_statistics, split_candidates
+from .surrogate_scan import make_index_scan
 
 logger = logging.getLogger(__name__)
 
-ALGORITHMS = ("auto", "exhaustive", "graph", "surrogate")
-FILTER_COLUMN = "allowed_docnos"
-FEW = 16
-"""Documents that a surrogate is fitted to at least, and that a round evaluates."""
-SMALL = 20_000
-"""Documents up to which ``algorithm="auto"`` evaluates all; on a GPU, fifty times as many."""
-SCANNED = 2_000_000
-"""Documents above which surrogate search on a CPU has an inner-product index built where there is none."""
-_NO_STATS = {"n_scored": 0, "n_rounds": 0}
-_SURROGATE_STATS = {"last_yield": np.nan, "fell_back": False}
+MIN_SURROGATE_DOCUMENTS = 16
+"""Smallest number of documents for ``n_initial`` and ``n_per_round``: fewer do not determine a linear function."""
+MIN_PER_ROUND = 250
+"""Default of ``n_per_round`` for small ``num_results``."""
 
 
 class HypencoderRetriever(IndexTransformer, pt.Transformer):
-    """Searches an index with the q-nets of queries.
+    """Search an index with the q-nets of queries.
+
+    The options by group, in the order of the list below:
+
+    - **Index and model**: ``index``, ``model``.
+    - **Results**: ``num_results``, ``batch_size``, ``return_stats``, ``verbose``.
+    - **Algorithm**: ``algorithm``, ``entry_points``, ``seed``.
+    - **Graph search**: ``initial_candidates``, ``n_candidates``, ``max_iter``, ``early_stop``, ``variant``, ``graph_k``.
+    - **Surrogate search**: ``n_initial``, ``max_rounds``, ``n_per_round``, ``ridge``.
+    - **Filters**: ``allowed_docnos``.
+    - **Evaluation of q-nets**: ``device``, ``precision``, ``qnet_width``.
+
+    Options are checked when the retriever is used, so they may be set later, for example by :func:`pyterrier.GridScan`.
 
     Args:
-        index: a :class:`HypencoderIndex` or its path; None for ``indexer >> HypencoderRetriever()``, which sets it.
-        model: the encoder of the queries; None takes the one recorded in the index.
-        num_results: documents per query at most.
-        batch_size: queries that go through the collection together.
-        algorithm: which documents are evaluated: ``exhaustive`` (all), ``graph`` (the paper's Algorithm 1), ``surrogate`` (what a
-            linear stand-in of the q-net likes, found by a product with all vectors, or on a CPU, where that costs less, by
-            :meth:`HypencoderIndex.inner_product_index` if that has been built), or ``auto``: all where queries are vectors,
-            where few documents may be returned (20,000, or a million on a GPU) or a tenth of them are wanted; ``graph`` where
-            a CPU would first have to build an inner-product index (above two million documents) and there is a graph; and
-            else ``surrogate``. A frame that brings documents gives ``graph`` and ``surrogate`` where to begin. Where as many
-            documents would be entered as may be returned, all those are evaluated.
-        device: where q-nets are evaluated: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda[:n]``.
-        precision: of that evaluation: ``fp32``, ``bf16``, or ``auto`` (what keeps the ranking: fp32).
-        qnet_width: evaluate only the first units of every hidden layer, for Matryoshka models; None for all.
-        allowed_docnos: documents that may be returned, for all queries; None for all. A column of the same name in the
-            topics limits single queries (a set per query, None for no limit); where both are given, both hold. Docnos that
-            the index does not have are passed over.
-        initial_candidates: entry points of ``graph``, drawn at random: a number, or a fraction of the collection. Where that
-            is all of it, the search is exhaustive.
-        n_candidates: documents that a round of ``graph`` expands by their neighbours.
-        max_iter: rounds of ``graph`` at most.
-        early_stop: whether ``graph`` stops for a query when a round brings nothing.
-        variant: what a round of ``graph`` offers to the results: ``released`` (the best max(n_candidates, num_results), as the
-            released code) or ``paper`` (the best n_candidates).
-        graph_k: neighbours of each document in ``graph``; the index must have a graph with as many.
-        entry_points: docnos of the entry points of ``graph`` and ``surrogate``, for all queries, in place of random ones.
-        fill: whether random entry points are added to those that are given; ``surrogate`` always adds them.
-        seed: of random entry points; 43 draws those of the released code.
-        n_initial: documents that ``surrogate`` evaluates first, drawn at random; None for twice as many as dimensions and at
-            least 1,024, or 256 where q-nets have a query vector to begin with. More make it likelier that needs of several
-            kinds are all met.
-        max_rounds: rounds of ``surrogate`` at most; it stops when the best documents have settled. With fewer than 4 it does not
-            notice q-nets that are too far from linear.
-        n_per_round: documents that such a round evaluates; None for half of ``num_results``, and at least 250.
-        ridge: of the linear functions' fit, as a part of the vectors' mean variance.
-        fallback: what ``surrogate`` does for a q-net that turns out too far from linear: ``exhaustive``, or ``graph``, a walk
-            over the graph from the best documents found, which costs less and may miss some.
-        polish: whether ``surrogate`` ends with such a walk for every query.
-        return_stats: whether to add what the search cost: ``n_scored`` (documents evaluated) and ``n_rounds``, and for
-            ``surrogate`` and ``auto`` also ``last_yield`` (see :mod:`pyterrier_hypencoder.search.surrogate`) and ``fell_back``
-            (whether the q-net was too far from linear).
-            :mod:`pyterrier_hypencoder.measures` makes measures of them.
-        verbose: whether to show progress.
+        index: A :class:`HypencoderIndex` or its path. Omit it in ``indexer >> HypencoderRetriever()``, which sets it.
+        model: The encoder of the queries. None loads the model that is recorded in the index.
+        num_results: Maximum number of documents per query.
+        batch_size: Number of queries that are searched together. Memory grows with it.
+        return_stats: If True, add the cost of the search as columns: ``n_scored`` (documents that were scored) and
+            ``n_rounds``. ``surrogate`` and ``auto`` also add ``last_yield`` (see
+            :mod:`pyterrier_hypencoder.search.surrogate`) and ``fell_back`` (True if the query was searched exhaustively
+            because its q-net is too far from linear). :class:`NumScored` and :class:`NumRounds` turn costs into measures.
+        verbose: If True, show a progress bar.
+        algorithm: The search algorithm. ``exhaustive`` scores all documents. ``graph`` is Algorithm 1 of the paper, a greedy
+            search over the neighbour graph. ``surrogate`` fits a linear approximation of the q-net, scores its top
+            documents, and repeats. ``auto`` chooses by the rules of :mod:`pyterrier_hypencoder.search.choose`. If the entry
+            points already cover all allowed documents, the search is exhaustive.
+        entry_points: Docnos that ``graph`` and ``surrogate`` score first, for all queries. Alternatively pass a frame with a
+            column ``docno``, which gives each query its own entry points. ``surrogate`` adds random entry points to them.
+        seed: Seed of random entry points. 43 draws the same documents as the released code.
+        initial_candidates: Number of random entry points of ``graph``.
+        n_candidates: Number of documents that each round of ``graph`` expands by their neighbours.
+        max_iter: Maximum number of rounds of ``graph``.
+        early_stop: If True, ``graph`` stops for a query when a round does not improve its results.
+        variant: The documents of a round that ``graph`` adds to the results. ``released`` adds the best
+            ``max(n_candidates, num_results)`` like the released code, ``paper`` the best ``n_candidates``.
+        graph_k: Number of neighbours per document that ``graph`` follows. The index needs a neighbour graph with at least as
+            many; see :meth:`HypencoderIndex.corpus_graph`.
+        n_initial: Number of random entry points of ``surrogate``. None uses twice the number of dimensions and at least
+            1,024, or 256 if the model also produces a query vector. A larger number helps queries whose relevant documents
+            form several clusters.
+        max_rounds: Maximum number of rounds of ``surrogate``. It stops earlier when the top documents no longer change. With
+            fewer than 4 rounds, it does not detect q-nets that are too far from linear.
+        n_per_round: Number of documents that each round of ``surrogate`` scores. None uses half of ``num_results``, and at
+            least 250.
+        ridge: Regularisation of the linear functions of ``surrogate``, relative to the mean variance of the vectors.
+        allowed_docnos: Docnos that may be returned, for all queries. None allows all documents. A column of the same name in
+            the topics filters single queries (a collection of docnos per query, or None). If both are given, a document
+            must pass both. Docnos that the index does not contain are ignored.
+        device: Device on which q-nets are evaluated: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda[:n]``.
+        precision: Precision in which q-nets are evaluated: ``fp32``, ``bf16`` or ``auto`` (fp32, which keeps the ranking).
+        qnet_width: Number of units of each hidden layer to evaluate, for Matryoshka models. None evaluates all units.
+
+    Example:
+        >>> import pandas as pd
+        >>> from pyterrier_hypencoder import HypencoderRetriever
+        >>> retriever = HypencoderRetriever.example()
+        >>> topics = pd.DataFrame({"qid": ["q1"], "query_vec": [[2.0, 1.0, 0.0, 0.0]]})
+        >>> retriever(topics)[["qid", "docno", "score", "rank"]]
+          qid docno  score  rank
+        0  q1    d1    2.0     0
+        1  q1    d3    1.5     1
+        2  q1    d2    1.0     2
     """
 
     schematic = {"label": "Hypencoder"}
@@ -100,129 +115,129 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         *,
         num_results: int = 1000,
         batch_size: int = 32,
+        return_stats: bool = False,
+        verbose: bool = False,
         algorithm: str = "exhaustive",
-        device: str = "auto",
-        precision: str = "auto",
-        qnet_width: int | None = None,
-        allowed_docnos: Collection[str] | None = None,
-        initial_candidates: float = 10_000,
+        entry_points: Collection[str] | None = None,
+        seed: int = SEED,
+        initial_candidates: int = 10_000,
         n_candidates: int = 64,
         max_iter: int = 16,
         early_stop: bool = True,
         variant: str = "released",
         graph_k: int = 100,
-        entry_points: Collection[str] | None = None,
-        fill: bool = False,
-        seed: int = SEED,
         n_initial: int | None = None,
         max_rounds: int = 8,
         n_per_round: int | None = None,
         ridge: float = 0.05,
-        fallback: str = "exhaustive",
-        polish: bool = False,
-        return_stats: bool = False,
-        verbose: bool = False,
+        allowed_docnos: Collection[str] | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        qnet_width: int | None = None,
     ) -> None:
         self._index = index
         self.model = model
         self.num_results = num_results
         self.batch_size = batch_size
+        self.return_stats = return_stats
+        self.verbose = verbose
         self.algorithm = algorithm
-        self.device = device
-        self.precision = precision
-        self.qnet_width = qnet_width
-        self.allowed_docnos = allowed_docnos
+        self.entry_points = entry_points
+        self.seed = seed
         self.initial_candidates = initial_candidates
         self.n_candidates = n_candidates
         self.max_iter = max_iter
         self.early_stop = early_stop
         self.variant = variant
         self.graph_k = graph_k
-        self.entry_points = entry_points
-        self.fill = fill
-        self.seed = seed
         self.n_initial = n_initial
         self.max_rounds = max_rounds
         self.n_per_round = n_per_round
         self.ridge = ridge
-        self.fallback = fallback
-        self.polish = polish
-        self.return_stats = return_stats
-        self.verbose = verbose
+        self.allowed_docnos = allowed_docnos
+        self.device = device
+        self.precision = precision
+        self.qnet_width = qnet_width
 
-    def get_parameter(self, name: str) -> Any:
-        """The value of an option; see :meth:`pyterrier.Transformer.get_parameter`."""
-        return self._index if name == "index" else super().get_parameter(name)
+    @classmethod
+    def example(cls) -> HypencoderRetriever:
+        """Return a retriever over the three-document index of :meth:`HypencoderIndex.example`.
 
-    def index(self, iter: Any, **kwargs: Any) -> Any:
-        """Refuse to index, and say what to do: Python reads ``docs >> indexer >> retriever`` from the left."""
-        raise TypeError(
-            "a retriever does not index: Python reads docs_pipeline >> indexer >> retriever from the left; run "
-            "(docs_pipeline >> indexer).index(corpus) first, then search with the retriever, bound to the index"
-        )
-
-    def bind(self, index: Any, model: Encoder | None) -> None:
-        """Sets index and model of a retriever that was made without an index.
-
-        Raises:
-            ValueError: where it belongs to another index already.
+        The index records no model, so queries need a column ``query_vec``.
         """
-        self.check_binding(index)
-        self._index = index
-        if self.model is None:
-            self.model = model
-
-    def check_binding(self, index: Any) -> None:
-        """Checks that the retriever belongs to no other index.
-
-        Raises:
-            ValueError: where it does.
-        """
-        if self._index is not None and not _same_path(self._index, index):
-            raise ValueError(
-                f"expected a retriever without index, or of {get_index_path(index)}, found one of {get_index_path(self._index)}; make a "
-                "new HypencoderRetriever() for this pipeline"
-            )
+        return cls(build_example_index())
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Searches.
+        """Search the index.
 
         Args:
-            inp: ``qid`` and ``query`` or ``query_vec`` (a query vector, or a flattened q-net of the model); optionally
-                ``allowed_docnos``, and, unless the search is exhaustive, ``docno`` of documents to begin with.
+            inp: Topics with ``qid``, and ``query`` or ``query_vec`` (a query vector, or a flattened q-net of the model).
+                Optional columns: ``allowed_docnos``, and for ``graph`` and ``surrogate`` also ``docno`` (entry points).
 
         Returns:
-            The columns of the topics with ``docno``, ``docid``, ``score`` (float32) and ``rank`` (from 0) added, sorted by
-            query and rank; equal scores by docid.
+            The columns of the topics and ``docno``, ``docid``, ``score`` (float32) and ``rank`` (from 0), sorted by query
+            and rank. Documents with equal scores are sorted by docid.
+
+        Raises:
+            pt.validate.InputValidationError: If columns are missing, or if there are documents and the search is exhaustive.
+            ValueError: If an option, a query or a docno is not valid, or the model does not fit the index.
+            FileNotFoundError: If there is no index, or no neighbour graph for ``graph``.
         """
-        self._validate(inp)
-        if inp["qid"].isna().any():
-            raise ValueError("qid: expected a query id in every row, found missing ones")
-        topics, brought = _split_topics(inp)
-        results = Results([], [])
-        if len(topics):
-            reader = self._reader()
-            everyone = None if self.allowed_docnos is None else _known(reader, self.allowed_docnos)
-            with pt.tqdm(total=len(topics), unit="query", disable=not self.verbose) as progress:
-                for start in range(0, len(topics), self.batch_size):
-                    batch = topics.iloc[start : start + self.batch_size]
-                    own = None if brought is None else brought[start : start + self.batch_size]
-                    allowed = _allowed(reader, batch, everyone)
-                    tried = _counter(progress, len(batch) / reader.doc_count)
-                    found = self._search_batch(reader, batch, allowed, own, tried)
-                    results = results.then(found)
-                    progress.update(start + len(batch) - progress.n)
-        docnos = [self._reader().docnos.at(ids) for ids in results.docids]
-        return _ranked(topics, results, docnos, self._stats_wanted())
-
-    def _stats_wanted(self) -> dict[str, Any]:
-        """The columns of statistics, with what they have where a search does not say."""
-        if not self.return_stats:
-            return {}
-        return _NO_STATS | (_SURROGATE_STATS if self.algorithm in ("auto", "surrogate") else {})
-
-    def _validate(self, inp: pd.DataFrame) -> None:
         self._check_options()
+        self._check_frame(inp)
+        topics, candidates = split_candidates(inp)
+        results, docnos = Results([], []), []
+        if len(topics):
+            reader = self._open_reader()
+            results = self._search(reader, topics, candidates)
+            docnos = [reader.docnos.at(docids) for docids in results.docids]
+        return build_result_frame(topics, results, docnos, list_statistics(self.algorithm) if self.return_stats else {})
+
+    def index(self, iter: Any, **kwargs: Any) -> Any:
+        """Raise an error: a retriever cannot index.
+
+        Python evaluates ``docs_pipeline >> indexer >> retriever`` from the left, so ``.index(corpus)`` on it ends here.
+        """
+        raise TypeError(
+            "A retriever cannot index. Python evaluates docs_pipeline >> indexer >> retriever from the left. Call "
+            "(docs_pipeline >> indexer).index(corpus) first, then search with the retriever, bound to the index."
+        )
+
+    def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
+        """Return the retriever with at most k results (``retriever % k``), or None if it cannot be fused.
+
+        Only exhaustive search is fused. The other algorithms score more documents the more results are requested, so the
+        first k of many results can differ from a search for k results.
+        """
+        if not 0 < k < self.num_results or self.algorithm != "exhaustive":
+            return None
+        return pt.inspect.transformer_apply_attributes(self, num_results=k)
+
+    def subtransformers(self) -> dict[str, Any]:
+        """Return an empty dictionary, because index and model are not stages of a pipeline."""
+        return {}
+
+    def _check_options(self) -> None:
+        check_choice("algorithm", self.algorithm, ALGORITHMS)
+        check_choice("precision", self.precision, scoring.PRECISIONS)
+        check_choice("variant", self.variant, VARIANTS)
+        counts = ("num_results", "batch_size", "initial_candidates", "n_candidates", "max_iter", "graph_k", "max_rounds")
+        for name in counts:
+            check_positive(name, getattr(self, name))
+        for name in ("n_initial", "n_per_round"):
+            number = getattr(self, name)
+            if number is None:
+                continue
+            check_positive(name, number)
+            if number < MIN_SURROGATE_DOCUMENTS:
+                raise ValueError(f"{name} must be at least {MIN_SURROGATE_DOCUMENTS}, got {number!r}.")
+        if not 1e-4 <= self.ridge < np.inf:
+            raise ValueError(f"ridge must be a number of at least 0.0001, got {self.ridge!r}.")
+        if self.entry_points is not None and (isinstance(self.entry_points, str) or not len(self.entry_points)):
+            raise ValueError(f"entry_points must be a list with at least one docno, got {self.entry_points!r}.")
+        scoring.resolve_device(self.device)
+
+    def _check_frame(self, inp: pd.DataFrame) -> None:
         try:
             with pt.validate.any(inp) as modes:
                 for column in ("query", "query_vec"):
@@ -232,247 +247,162 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         except pt.validate.InputValidationError as err:
             if "docno" in inp.columns:
                 err.args = (
-                    f"{err.args[0]} It brings documents: to re-rank them, use index.scorer(model); to begin a search with "
-                    "them, set algorithm='graph' or 'surrogate'.",
+                    f"{err.args[0]} The frame contains documents. To re-rank them, use index.scorer(model). To use them as "
+                    "entry points, set algorithm='graph' or algorithm='surrogate'.",
                 )
             raise
+        if inp["qid"].isna().any():
+            raise ValueError("qid is missing in some rows. Give every row a query id.")
 
-    def _check_options(self) -> None:
-        check_choice("algorithm", self.algorithm, ALGORITHMS)
-        check_choice("precision", self.precision, scoring.PRECISIONS)
-        check_choice("variant", self.variant, VARIANTS)
-        check_choice("fallback", self.fallback, ("exhaustive", "graph"))
-        for name in ("num_results", "batch_size", "n_candidates", "max_iter", "graph_k", "max_rounds"):
-            check_positive(name, getattr(self, name))
-        share = self.initial_candidates
-        if not isinstance(share, float | np.floating):
-            check_positive("initial_candidates", share)
-        elif not 0 < share <= 1:
-            raise ValueError(f"initial_candidates: expected a number above 0, or a fraction from 0 to 1, found {share!r}")
-        for name in ("n_initial", "n_per_round"):
-            number = getattr(self, name)
-            if number is None:
-                continue
-            check_positive(name, number)
-            if number < FEW:
-                raise ValueError(f"{name}: expected at least {FEW} documents to fit a surrogate to, found {number!r}")
-        if not 1e-4 <= self.ridge < np.inf:
-            raise ValueError(f"ridge: expected a number from 0.0001, found {self.ridge!r}")
-        if self.entry_points is not None and (isinstance(self.entry_points, str) or not len(self.entry_points)):
-            raise ValueError(f"entry_points: expected at least one docno in a list, found {self.entry_points!r}")
-        scoring.resolve_device(self.device)
+    def _search(self, reader: IndexReader, topics: pd.DataFrame, candidates: list[list[str]] | None) -> Results:
+        """Search for all topics, batch by batch."""
+        results = Results([], [])
+        allowed_for_all = None if self.allowed_docnos is None else find_allowed(reader, self.allowed_docnos)
+        with pt.tqdm(total=len(topics), unit="query", disable=not self.verbose) as progress:
+            for start in range(0, len(topics), self.batch_size):
+                rows = slice(start, start + self.batch_size)
+                batch = topics.iloc[rows]
+                found = self._search_batch(
+                    reader,
+                    batch,
+                    read_filters(reader, batch, allowed_for_all),
+                    None if candidates is None else candidates[rows],
+                    _count_as_queries(progress, len(batch) / reader.doc_count),
+                )
+                results = results.concat(found)
+                progress.update(start + len(batch) - progress.n)
+        return results
 
     def _search_batch(
         self,
         reader: IndexReader,
         batch: pd.DataFrame,
-        allowed: list[np.ndarray | None],
-        brought: list[list[str]] | None,
+        allowed: Sequence[np.ndarray | None],
+        candidates: list[list[str]] | None,
         progress: Callable[[int], object],
     ) -> Results:
-        qnets = self._fitting_qnets(batch)
+        qnets = self._make_fitting_qnets(batch)
         score = scoring.make_scorer(qnets, device=self.device, precision=self.precision)
-        count = _number_allowed(allowed, reader.doc_count)
-        way = self._way(reader, qnets, brought is not None or self.entry_points is not None, count)
-        entries = (
-            None if way == "exhaustive" else self._entries(reader, brought, way, self._number_of_entries(way, reader, qnets))
+        n_allowed = count_allowed(allowed, reader.doc_count)
+        algorithm = self._choose_algorithm(reader, qnets, n_allowed, candidates is not None)
+        if algorithm != "exhaustive":
+            entry_points = self._find_entry_points(reader, qnets, candidates, algorithm)
+            if not self._covers_all(entry_points, n_allowed):
+                search = self._search_graph if algorithm == "graph" else self._search_surrogate
+                return search(reader, qnets, score, entry_points, allowed)
+        return exhaustive_search(score, reader.vectors, len(qnets), self.num_results, allowed=allowed, progress=progress)
+
+    def _choose_algorithm(self, reader: IndexReader, qnets: QNets, n_allowed: int, has_candidates: bool) -> str:
+        if self.algorithm != "auto":
+            return self.algorithm
+        choice = choose_algorithm(
+            n_allowed=n_allowed,
+            num_results=self.num_results,
+            doc_count=reader.doc_count,
+            is_linear=qnets.spec.is_linear,
+            has_entry_points=has_candidates or self.entry_points is not None,
+            has_graph=has_graph(reader, self.graph_k),
+            has_inner_product_index=self._has_inner_product_index(reader),
+            on_gpu=scoring.resolve_device(self.device).type == "cuda",
         )
-        if entries is None or self._enters_all(entries, count):
-            return exhaustive_search(score, reader.vectors, len(qnets), self.num_results, allowed=allowed, progress=progress)
-        device = scoring.resolve_device(self.device)
-        if way == "graph":
-            return graph_search(
-                score,
-                reader.vectors,
-                self._graph(reader).edges_data,
-                entries,
-                len(qnets),
-                self.num_results,
-                device=device,
-                n_candidates=self.n_candidates,
-                max_iter=self.max_iter,
-                early_stop=self.early_stop,
-                variant=self.variant,
-                allowed=allowed,
+        logger.info("algorithm='auto' chooses %s for %d documents: %s", choice.algorithm, n_allowed, choice.reason)
+        return choice.algorithm
+
+    def _find_entry_points(
+        self, reader: IndexReader, qnets: QNets, candidates: list[list[str]] | None, algorithm: str
+    ) -> np.ndarray | list[np.ndarray]:
+        """Return docids that all queries share, or one array per query."""
+        if algorithm == "graph":
+            number = self.initial_candidates
+        elif self.n_initial is not None:
+            number = self.n_initial
+        else:
+            number = default_n_initial(reader.vec_size, has_query_vector=qnets.query_vectors is not None)
+        random = draw_entry_points(reader.doc_count, number, self.seed)
+        add_random = algorithm == "surrogate"
+        if candidates is not None:
+            per_query = [reader.docnos.require(docnos) for docnos in candidates]
+            return [np.union1d(docids, random) for docids in per_query] if add_random else per_query
+        if self.entry_points is None:
+            return random
+        docids = reader.docnos.require(list(self.entry_points))
+        return np.union1d(docids, random) if add_random else docids
+
+    def _covers_all(self, entry_points: np.ndarray | list[np.ndarray], n_allowed: int) -> bool:
+        """Return True if every query has at least as many entry points as there are allowed documents."""
+        fewest = len(entry_points) if isinstance(entry_points, np.ndarray) else min(map(len, entry_points))
+        if fewest >= n_allowed:
+            logger.info(
+                "algorithm=%r: %d entry points cover all allowed documents, so all %d are scored",
+                self.algorithm,
+                fewest,
+                n_allowed,
             )
-        return surrogate_search(
+        return fewest >= n_allowed
+
+    def _search_graph(
+        self,
+        reader: IndexReader,
+        qnets: QNets,
+        score: scoring.Scorer,
+        entry_points: np.ndarray | list[np.ndarray],
+        allowed: Sequence[np.ndarray | None],
+    ) -> Results:
+        return graph_search(
             score,
             reader.vectors,
-            entries,
+            self._open_graph(reader).edges_data,
+            entry_points,
             len(qnets),
             self.num_results,
-            scan=self._scan(reader, device),
-            device=device,
-            start=qnets.query_vectors,
-            max_rounds=self.max_rounds,
-            n_per_round=max(250, self.num_results // 2) if self.n_per_round is None else self.n_per_round,
-            ridge=self.ridge,
-            fallback=self.fallback,
-            polish=self.polish,
-            neighbours=self._graph(reader).edges_data if self.polish or self.fallback == "graph" else None,
+            device=scoring.resolve_device(self.device),
             n_candidates=self.n_candidates,
             max_iter=self.max_iter,
+            early_stop=self.early_stop,
+            variant=self.variant,
             allowed=allowed,
         )
 
-    def _way(self, reader: IndexReader, qnets: QNets, begun: bool, count: int) -> str:
-        """Which search it is, where that is left open, for so many documents that may be returned."""
-        if self.algorithm != "auto":
-            return self.algorithm
+    def _search_surrogate(
+        self,
+        reader: IndexReader,
+        qnets: QNets,
+        score: scoring.Scorer,
+        entry_points: np.ndarray | list[np.ndarray],
+        allowed: Sequence[np.ndarray | None],
+    ) -> Results:
         device = scoring.resolve_device(self.device)
-        small = SMALL * (50 if device.type == "cuda" else 1)
-        walks = reader.doc_count > SCANNED and device.type == "cpu" and not is_built(reader)
-        reasons = {
-            "queries are vectors, so that scoring all is one matrix product": qnets.spec.is_linear and "exhaustive",
-            f"of {small} documents and fewer all are evaluated": count <= small and "exhaustive",
-            "results are wanted for a tenth of the documents or more": 10 * self.num_results >= count and "exhaustive",
-            "documents to begin with were given": begun and "surrogate",
-            "there is a graph, and no inner-product index yet": walks and has_graph(reader, self.graph_k) and "graph",
-            "there are many documents": "surrogate",
-        }
-        reason, chosen = next((reason, str(chosen)) for reason, chosen in reasons.items() if chosen)
-        logger.info("algorithm='auto' is %s for %d documents: %s", chosen, count, reason)
-        return chosen
-
-    def _number_of_entries(self, way: str, reader: IndexReader, qnets: QNets) -> int:
-        if way == "graph":
-            return count_entry_points(self.initial_candidates, reader.doc_count)
-        if self.n_initial is not None:
-            return self.n_initial
-        return default_n_initial(reader.vec_size, started=qnets.query_vectors is not None)
-
-    def _enters_all(self, entries: np.ndarray | list[np.ndarray], count: int) -> bool:
-        """Whether a search would begin with as many documents as may be returned, so that evaluating those is less."""
-        fewest = len(entries) if isinstance(entries, np.ndarray) else min(map(len, entries))
-        if fewest >= count:
-            logger.info(
-                "algorithm=%r: it would begin with %d documents, so all %d are evaluated", self.algorithm, fewest, count
-            )
-        return fewest >= count
-
-    def _scan(self, reader: IndexReader, device: torch.device) -> Scan | None:
-        """The inner-product index, where there is one or the collection is large, while that costs less than the product.
-
-        Returns:
-            None for the product with all vectors.
-        """
-        if device.type != "cpu":
-            return None
-
-        def opened() -> Scan | None:
-            wanted = reader.doc_count > SCANNED or is_built(reader)
-            return (
-                self._either(InnerProductIndex(reader, verbose=self.verbose), make_exact_scan(reader.vectors))
-                if wanted
-                else None
-            )
-
-        return self._open("scan", (identity(reader.path), identity(reader.path, FACTS_FILE)), opened)
-
-    @staticmethod
-    def _either(index: InnerProductIndex, product: Scan) -> Scan:
-        def scan(queries: Tensor, k: int, met: Tensor) -> tuple[Tensor, Tensor]:
-            return (index if index.is_worth_it(len(queries), k, met) else product)(queries, k, met)
-
-        return scan
-
-    def _graph(self, reader: IndexReader) -> NeighbourGraph:
-        return self._open("graph", (identity(reader.path), self.graph_k), lambda: open_graph(reader, self.graph_k))
-
-    def _entries(
-        self, reader: IndexReader, brought: list[list[str]] | None, way: str, number: int
-    ) -> np.ndarray | list[np.ndarray]:
-        """docids to begin with: those brought, or the option's, or random ones."""
-        random = draw_entry_points(reader.doc_count, number, self.seed)
-        fill = self.fill or way == "surrogate"
-        if brought is not None:
-            own = [reader.docnos.require(docnos) for docnos in brought]
-            return [np.union1d(ids, random) for ids in own] if fill else own
-        if self.entry_points is None:
-            return random
-        ids = reader.docnos.require(list(self.entry_points))
-        return np.union1d(ids, random) if fill else ids
-
-    def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
-        """The same retriever with at most k results, where that is fewer (``retriever % k``).
-
-        Only where all documents are evaluated: other searches look at more of them the more results are wanted, so that
-        their first k are not those of a search for k.
-        """
-        if not 0 < k < self.num_results or self.algorithm != "exhaustive":
-            return None
-        return pt.inspect.transformer_apply_attributes(self, num_results=k)
-
-    def subtransformers(self) -> dict[str, Any]:
-        """None: index and model are no stages of their own."""
-        return {}
-
-
-def _same_path(index: Any, other: Any) -> bool:
-    return os.path.abspath(get_index_path(index) or "") == os.path.abspath(get_index_path(other) or "")
-
-
-def _counter(progress: Any, share: float) -> Callable[[int], object]:
-    """What counts documents that all queries of a batch were tried on, as a share of those queries."""
-    return lambda n_docs: progress.update(n_docs * share)
-
-
-def _split_topics(inp: pd.DataFrame) -> tuple[pd.DataFrame, list[list[str]] | None]:
-    """The topics of a frame, one row each, and the docnos that it brings for each."""
-    if "docno" not in inp.columns:
-        return inp.reset_index(drop=True), None
-    frame = inp.reset_index(drop=True)
-    groups = group_rows(frame) if len(frame) else []
-    docnos = read_docnos(frame)
-    columns = [*pt.model.query_columns(frame)] + [column for column in (FILTER_COLUMN,) if column in frame.columns]
-    topics = frame[columns].iloc[[rows[0] for rows in groups]].reset_index(drop=True)
-    return topics, [docnos[rows].tolist() for rows in groups]
-
-
-def _known(reader: IndexReader, docnos: Collection[str]) -> np.ndarray:
-    """The docids of those docnos that the index has, ascending."""
-    if isinstance(docnos, str) or not isinstance(docnos, Iterable):
-        raise ValueError(f"{FILTER_COLUMN}: expected a collection of docnos, found {docnos!r}; put docnos in a list or set")
-    docids = np.unique(reader.docnos.find([str(docno) for docno in docnos]))
-    return docids[docids >= 0]
-
-
-def _allowed(reader: IndexReader, batch: pd.DataFrame, everyone: np.ndarray | None) -> list[np.ndarray | None]:
-    """For each query the docids that it may return, or None for all."""
-    if FILTER_COLUMN not in batch.columns:
-        return [everyone] * len(batch)
-    own = [None if is_missing(docnos) else _known(reader, docnos) for docnos in batch[FILTER_COLUMN]]
-    if everyone is None:
-        return own
-    return [everyone if ids is None else np.intersect1d(ids, everyone, assume_unique=True) for ids in own]
-
-
-def _number_allowed(allowed: list[np.ndarray | None], doc_count: int) -> int:
-    """How many documents may be returned for some query of a batch."""
-    limits = [ids for ids in allowed if ids is not None]
-    return len(np.unique(np.concatenate(limits))) if len(limits) == len(allowed) else doc_count
-
-
-def _ranked(topics: pd.DataFrame, results: Results, docnos: list[np.ndarray], stats: dict[str, Any]) -> pd.DataFrame:
-    """The result frame: the topics' columns, repeated, and the documents'; ``stats`` has columns and what they are empty."""
-    counts = [len(ids) for ids in results.docids] or [0] * len(topics)
-
-    def joined(parts: list[np.ndarray], dtype: Any) -> np.ndarray:
-        return np.concatenate([np.empty(0, dtype), *parts]).astype(dtype)
-
-    own = [c for c in topics.columns if c not in ("docno", "docid", "score", "rank")]
-    found = (
-        topics[own]
-        .iloc[np.repeat(np.arange(len(topics)), counts)]
-        .reset_index(drop=True)
-        .assign(
-            docno=pd.Series(joined(docnos, object), dtype=str),
-            docid=joined(results.docids, np.int64),
-            score=joined(results.scores, np.float32),
-            rank=joined([np.arange(n) for n in counts], np.int64),
+        return surrogate_search(
+            score,
+            reader.vectors,
+            entry_points,
+            len(qnets),
+            self.num_results,
+            scan=self._open_scan(reader) if device.type == "cpu" else None,
+            device=device,
+            query_vectors=qnets.query_vectors,
+            max_rounds=self.max_rounds,
+            n_per_round=max(MIN_PER_ROUND, self.num_results // 2) if self.n_per_round is None else self.n_per_round,
+            ridge=self.ridge,
+            allowed=allowed,
         )
-    )
-    for name, default in stats.items():
-        values = results.stats.get(name, np.full(len(counts), default))
-        found[name] = np.repeat(values, counts).astype(type(default))
-    return found
+
+    def _open_graph(self, reader: IndexReader) -> NeighbourGraph:
+        key = read_file_version(reader.path), self.graph_k
+        return self._open("graph", key, lambda: open_graph(reader, self.graph_k))
+
+    def _open_scan(self, reader: IndexReader) -> Scan:
+        return self._open("scan", _read_inner_product_version(reader), lambda: make_index_scan(reader))
+
+    def _has_inner_product_index(self, reader: IndexReader) -> bool:
+        return self._open("has_inner_product_index", _read_inner_product_version(reader), lambda: is_built(reader))
+
+
+def _read_inner_product_version(reader: IndexReader) -> tuple[Any, ...]:
+    """Return a value that changes if the index or its inner-product index is replaced."""
+    return read_file_version(reader.path), read_file_version(reader.path, FACTS_FILE)
+
+
+def _count_as_queries(progress: Any, queries_per_document: float) -> Callable[[int], object]:
+    """Return a callback that counts scored documents as a share of the queries of a batch."""
+    return lambda n_docs: progress.update(n_docs * queries_per_document)

@@ -1,4 +1,4 @@
-"""The PyTerrier transformers that read an index without searching it: scorer and vector loader."""
+"""The PyTerrier transformer that re-ranks with stored document vectors."""
 
 from __future__ import annotations
 
@@ -11,23 +11,37 @@ from ..encoders.base import Encoder
 from ..encoders.columns import TextField, read_docnos
 from ..encoders.stages import TextScorer
 from ..qnet import QNets
-from .opened import IndexTransformer, _gather
+from .example import build_example_index
+from .opened import IndexTransformer, gather_vectors
 
 
 class HypencoderScorer(IndexTransformer, TextScorer):
-    """Re-ranks with stored vectors; or with a ``doc_vec`` column, which comes first; or, without index, by encoding text.
+    """Re-rank documents with their stored vectors.
 
-    Also scores for pyterrier_dr's LADR and pyterrier_adaptive's GAR (see :meth:`score`).
+    The vectors come from a column ``doc_vec`` if there is one, else from the index. Without an index, the model encodes the
+    text of the documents.
+
+    The scorer also serves pyterrier_dr's LADR and pyterrier_adaptive's GAR; see :meth:`score`.
 
     Args:
-        index: a :class:`HypencoderIndex` or its path; None to take documents from ``doc_vec`` or text.
-        model: the encoder of the queries; None takes the one recorded in the index.
-        text_field: the field with the text, or several; only without index.
-        batch_size: queries whose q-nets are in memory at a time.
-        device: where q-nets are evaluated: ``auto``, ``cpu`` or ``cuda[:n]``.
-        precision: of that evaluation: ``auto``, ``fp32`` or ``bf16``.
-        qnet_width: evaluate only the first units of every hidden layer, for Matryoshka models; None for all.
-        verbose: whether to show progress.
+        index: A :class:`HypencoderIndex` or its path. None takes documents from ``doc_vec`` or their text.
+        model: The encoder of the queries. None loads the model that is recorded in the index.
+        text_field: The field with the text, or several fields. It is only used without an index.
+        batch_size: Number of queries whose q-nets are in memory together.
+        device: Device on which q-nets are evaluated: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda[:n]``.
+        precision: Precision in which q-nets are evaluated: ``fp32``, ``bf16`` or ``auto`` (fp32, which keeps the ranking).
+        qnet_width: Number of units of each hidden layer to evaluate, for Matryoshka models. None evaluates all units.
+        verbose: If True, show a progress bar.
+
+    Example:
+        >>> import pandas as pd
+        >>> from pyterrier_hypencoder import HypencoderScorer
+        >>> scorer = HypencoderScorer.example()
+        >>> run = pd.DataFrame({"qid": "q1", "query_vec": [[2.0, 1.0, 0.0, 0.0]] * 2, "docno": ["d2", "d3"]})
+        >>> scorer(run)[["qid", "docno", "score", "rank"]]
+          qid docno  score  rank
+        0  q1    d3    1.5     0
+        1  q1    d2    1.0     1
     """
 
     schematic = {"label": "HypencoderScorer"}
@@ -55,41 +69,53 @@ class HypencoderScorer(IndexTransformer, TextScorer):
         )
         self._index = index
 
+    @classmethod
+    def example(cls) -> HypencoderScorer:
+        """Return a scorer with the three-document index of :meth:`HypencoderIndex.example`.
+
+        The index records no model, so queries need a column ``query_vec``.
+        """
+        return cls(build_example_index())
+
     def _document_columns(self) -> list[list[str]]:
         return super()._document_columns() if self._index is None else [[], ["doc_vec"]]
 
     def _qnets(self, queries: pd.DataFrame) -> QNets:
         if self._index is not None:
-            return self._fitting_qnets(queries)
+            return self._make_fitting_qnets(queries)
         return super()._qnets(queries)
 
     def _vectors(self, frame: pd.DataFrame) -> Any:
         if self._index is None or "doc_vec" in frame.columns:
             return super()._vectors(frame)
-        reader = self._reader()
+        reader = self._open_reader()
         docids = reader.docnos.require(read_docnos(frame))
-        return lambda rows: _gather(reader, docids[rows])
+        return lambda rows: gather_vectors(reader, docids[rows])
 
     def _ties(self, frame: pd.DataFrame) -> np.ndarray:
         if self._index is None or "doc_vec" in frame.columns:
             return super()._ties(frame)
-        return self._reader().docnos.find(read_docnos(frame))
+        return self._open_reader().docnos.find(read_docnos(frame))
 
     def score(self, query_vecs: np.ndarray, docids: np.ndarray) -> np.ndarray:
-        """Scores documents by docid: what pyterrier_dr's scorers offer to its search algorithms.
+        """Score documents by docid; pyterrier_dr's search algorithms call this method.
 
         Args:
-            query_vecs: (Q, D) query vectors or (Q, n) flattened q-nets, as ``query_vec`` holds them.
+            query_vecs: (Q, D) query vectors or (Q, n) flattened q-nets, as in the column ``query_vec``.
             docids: (N,) docids of the index.
 
         Returns:
             (Q, N) float32.
+
+        Raises:
+            ValueError: If a docid is not in the index.
         """
         docids = np.asarray(docids, dtype=np.int64)
-        if docids.size and not (0 <= docids.min() and docids.max() < self._reader().doc_count):
+        reader = self._open_reader()
+        if docids.size and not (0 <= docids.min() and docids.max() < reader.doc_count):
             raise ValueError(
-                f"docid: expected 0 to {self._reader().doc_count - 1}, found {docids.min()} to {docids.max()}; do they come "
-                "from another index?"
+                f"docids must be between 0 and {reader.doc_count - 1}, got {docids.min()} to {docids.max()}. Use docids of "
+                f"the index at {reader.path}."
             )
-        qnets = self._fitting_qnets(pd.DataFrame({"query_vec": list(np.atleast_2d(query_vecs))}))
-        return self._score(qnets, _gather(self._reader(), docids)).cpu().numpy()
+        qnets = self._make_fitting_qnets(pd.DataFrame({"query_vec": list(np.atleast_2d(query_vecs))}))
+        return self._score(qnets, gather_vectors(reader, docids)).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Load stored document vectors."""
+"""Load the stored vectors of documents."""
 
 from __future__ import annotations
 
@@ -9,14 +9,24 @@ import pandas as pd
 import pyterrier as pt
 
 from ..encoders.columns import read_docnos
-from .opened import IndexTransformer, _gather
+from .example import build_example_index
+from .opened import IndexTransformer, gather_vectors
 
 
 class VecLoader(IndexTransformer, pt.Transformer):
-    """Adds the stored vectors of documents as ``doc_vec`` (float32).
+    """Add the stored vectors of documents as ``doc_vec`` (float32).
 
     Args:
-        index: a :class:`HypencoderIndex` or its path.
+        index: A :class:`HypencoderIndex` or its path.
+
+    Example:
+        >>> import pandas as pd
+        >>> from pyterrier_hypencoder import HypencoderIndex
+        >>> loader = HypencoderIndex.example().vec_loader()
+        >>> loader(pd.DataFrame({"docno": ["d3", "d1"]}))
+          docno               doc_vec
+        0    d3  [0.5, 0.5, 0.0, 0.0]
+        1    d1  [1.0, 0.0, 0.0, 0.0]
     """
 
     schematic = {"label": "VecLoader"}
@@ -25,19 +35,35 @@ class VecLoader(IndexTransformer, pt.Transformer):
     def __init__(self, index: Any) -> None:
         self._index = index
 
+    @classmethod
+    def example(cls) -> VecLoader:
+        """Return a loader of the three-document index of :meth:`HypencoderIndex.example`."""
+        return cls(build_example_index())
+
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Takes frames with ``docno``, keeps all columns, adds ``doc_vec``; unknown docnos are an error."""
+        """Add the vectors.
+
+        Args:
+            inp: A frame with ``docno``.
+
+        Returns:
+            All columns and ``doc_vec``.
+
+        Raises:
+            pt.validate.InputValidationError: If there is no column ``docno``.
+            ValueError: If the index does not contain a docno.
+        """
         pt.validate.columns(inp, includes=["docno"])
         vectors: list[np.ndarray] = []
         if len(inp):
-            reader = self._reader()
-            vectors = list(_gather(reader, reader.docnos.require(read_docnos(inp))).numpy())
+            reader = self._open_reader()
+            vectors = list(gather_vectors(reader, reader.docnos.require(read_docnos(inp))).numpy())
         return inp.assign(doc_vec=pd.Series(vectors, index=inp.index, dtype=object))
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer:
-        """Vectors are loaded only for the documents that a cut-off leaves."""
+        """Apply the cutoff first, so only the vectors of the remaining documents are loaded."""
         return pt.RankCutoff(k) >> self
 
     def subtransformers(self) -> dict[str, Any]:
-        """None: the index is no stage of its own."""
+        """Return an empty dictionary, because the index is not a stage of a pipeline."""
         return {}

@@ -14,7 +14,8 @@ LARGE = 3_000_000
 def choose(**facts):
     """Choose for a large collection without graph, entry points or filter on a CPU, except for the given facts."""
     doc_count = facts.pop("doc_count", LARGE)
-    defaults = {"num_results": 100, "is_linear": False, "has_entry_points": False, "has_graph": False, "on_gpu": False}
+    names = ("is_linear", "has_entry_points", "has_graph", "has_inner_product_index", "on_gpu")
+    defaults = {"num_results": 100, **dict.fromkeys(names, False)}
     return choose_algorithm(**{"doc_count": doc_count, "n_allowed": doc_count, **defaults, **facts})
 
 
@@ -45,6 +46,8 @@ ROWS = [  # facts, algorithm, number of the rule
     ({"has_graph": True, "doc_count": 2_000_000}, "surrogate", 5),
     ({"has_graph": True, "on_gpu": True}, "surrogate", 5),
     ({"has_graph": True, "n_allowed": 500_000}, "graph", 4),
+    ({"has_graph": True, "has_inner_product_index": True}, "surrogate", 5),
+    ({"has_inner_product_index": True}, "surrogate", 5),
     ({"has_graph": False}, "surrogate", 5),
 ]
 
@@ -64,6 +67,7 @@ def test_every_rule_names_an_algorithm():
 
 
 def test_choose_algorithm_always_decides():
-    facts = itertools.product((0, 1, 10**4, 10**8), (1, 10**6), (1, 10**8), *[(False, True)] * 4)
-    names = ("n_allowed", "num_results", "doc_count", "is_linear", "has_entry_points", "has_graph", "on_gpu")
+    facts = itertools.product((0, 1, 10**4, 10**8), (1, 10**6), (1, 10**8), *[(False, True)] * 5)
+    names = ("n_allowed", "num_results", "doc_count", "is_linear", "has_entry_points", "has_graph")
+    names += ("has_inner_product_index", "on_gpu")
     assert {choose_algorithm(**dict(zip(names, row, strict=True))).algorithm for row in facts} == set(ALGORITHMS) - {"auto"}

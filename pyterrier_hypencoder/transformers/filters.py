@@ -1,0 +1,68 @@
+"""Filters: the documents that each query may return, given as an option, as a column, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from ..encoders.columns import is_missing
+from ..index.reader import IndexReader
+
+FILTER_COLUMN = "allowed_docnos"
+
+
+def find_allowed(reader: IndexReader, docnos: Collection[str]) -> np.ndarray:
+    """Return the docids of the allowed documents.
+
+    Args:
+        reader: The index.
+        docnos: Docnos of the allowed documents. Docnos that the index does not contain are ignored.
+
+    Returns:
+        Docids in ascending order, without repetitions.
+
+    Raises:
+        ValueError: If ``docnos`` is not a collection, for example a single string.
+    """
+    if isinstance(docnos, str) or not isinstance(docnos, Iterable):
+        raise ValueError(f"{FILTER_COLUMN} must be a collection of docnos, got {docnos!r}. Put the docnos in a list or set.")
+    docids = np.unique(reader.docnos.find([str(docno) for docno in docnos]))
+    return docids[docids >= 0]
+
+
+def read_filters(
+    reader: IndexReader, topics: pd.DataFrame, allowed_for_all: np.ndarray | None = None
+) -> list[np.ndarray | None]:
+    """Return the docids that each query may return.
+
+    Args:
+        reader: The index.
+        topics: One row per query. The column ``allowed_docnos`` is optional; an empty cell (None, NaN) sets no limit.
+        allowed_for_all: Docids that are allowed for all queries, ascending. None sets no limit. A document must pass this
+            filter and the filter of its query.
+
+    Returns:
+        For each query the allowed docids in ascending order, or None if all documents are allowed.
+    """
+    if FILTER_COLUMN not in topics.columns:
+        return [allowed_for_all] * len(topics)
+    allowed = [None if is_missing(docnos) else find_allowed(reader, docnos) for docnos in topics[FILTER_COLUMN]]
+    if allowed_for_all is None:
+        return allowed
+    return [
+        allowed_for_all if docids is None else np.intersect1d(docids, allowed_for_all, assume_unique=True)
+        for docids in allowed
+    ]
+
+
+def count_allowed(allowed: Sequence[np.ndarray | None], doc_count: int) -> int:
+    """Return how many documents at least one query may return.
+
+    Args:
+        allowed: For each query the allowed docids, or None if all documents are allowed.
+        doc_count: Number of documents in the index.
+    """
+    limits = [docids for docids in allowed if docids is not None]
+    return len(np.unique(np.concatenate(limits))) if len(limits) == len(allowed) else doc_count

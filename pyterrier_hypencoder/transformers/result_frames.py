@@ -1,0 +1,78 @@
+"""Result frames: split the candidates from the topics, and build a frame from the results of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+
+from ..encoders.columns import group_rows, read_docnos
+from ..search.results import Results
+from .filters import FILTER_COLUMN
+
+RESULT_COLUMNS = ("docno", "docid", "score", "rank")
+# Columns of return_stats=True, with the value that stands for "not reported"; it also sets the dtype.
+_COSTS = {"n_scored": 0, "n_rounds": 0}
+_SURROGATE_STATISTICS = {"last_yield": np.nan, "fell_back": False}
+
+
+def split_candidates(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[list[str]] | None]:
+    """Split a frame into its topics and their candidate documents.
+
+    Args:
+        frame: Topics (one row per query), or a result frame (several rows per query, with ``docno``).
+
+    Returns:
+        The topics, one row per query, and for each query the docnos of its candidates. The candidates are None if the frame
+        has no column ``docno``.
+    """
+    frame = frame.reset_index(drop=True)
+    if "docno" not in frame.columns:
+        return frame, None
+    groups = group_rows(frame) if len(frame) else []
+    docnos = read_docnos(frame)
+    columns = [*pt.model.query_columns(frame), *(column for column in frame.columns if column == FILTER_COLUMN)]
+    topics = frame[columns].iloc[[rows[0] for rows in groups]].reset_index(drop=True)
+    return topics, [docnos[rows].tolist() for rows in groups]
+
+
+def list_statistics(algorithm: str) -> dict[str, Any]:
+    """Return the names of the statistics that an algorithm reports, each with its value for "not reported"."""
+    return _COSTS | (_SURROGATE_STATISTICS if algorithm in ("auto", "surrogate") else {})
+
+
+def build_result_frame(
+    topics: pd.DataFrame, results: Results, docnos: Sequence[np.ndarray], statistics: dict[str, Any]
+) -> pd.DataFrame:
+    """Build the result frame of a search.
+
+    Args:
+        topics: One row per query.
+        results: The results of these queries.
+        docnos: For each query the docnos of its results.
+        statistics: Statistics to add as columns; see :func:`list_statistics`.
+
+    Returns:
+        The columns of the topics, repeated for every result, then ``docno``, ``docid``, ``score``, ``rank`` and the
+        statistics. Columns of these names in the topics are replaced.
+    """
+    counts = np.array([len(docids) for docids in results.docids], dtype=np.int64)
+    kept = [column for column in topics.columns if column not in RESULT_COLUMNS]
+    frame = topics[kept].iloc[np.repeat(np.arange(len(topics)), counts)].reset_index(drop=True)
+    frame = frame.assign(
+        docno=pd.Series(_concatenate(docnos, object), dtype=str),
+        docid=_concatenate(results.docids, np.int64),
+        score=_concatenate(results.scores, np.float32),
+        rank=_concatenate([np.arange(n) for n in counts], np.int64),
+    )
+    for name, default in statistics.items():
+        values = results.stats.get(name, np.full(len(counts), default))
+        frame[name] = np.repeat(values, counts).astype(type(default))
+    return frame
+
+
+def _concatenate(parts: Sequence[np.ndarray], dtype: Any) -> np.ndarray:
+    return np.concatenate([np.empty(0, dtype), *parts]).astype(dtype)

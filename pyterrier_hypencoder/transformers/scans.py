@@ -1,0 +1,33 @@
+"""Choose the scan of surrogate search: the inner-product index if it has been built, or else the exact product."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..index.inner_product import InnerProductIndex, open_inner_product_index
+from ..index.reader import IndexReader
+from ..search.scan import Scan, make_exact_scan
+
+
+class IndexedScan:
+    """Search the inner-product index while that costs less than the exact product, which all queries of a batch share.
+
+    Args:
+        index: The inner-product index.
+        exact: The exact scan of the same vectors.
+    """
+
+    def __init__(self, index: InnerProductIndex, exact: Scan) -> None:
+        self._index = index
+        self._exact = exact
+
+    def __call__(self, queries: Tensor, k: int, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the documents with the largest inner products; see :class:`pyterrier_hypencoder.search.scan.Scan`."""
+        scan = self._index if self._index.is_worth_it(len(queries), k, seen) else self._exact
+        return scan(queries, k, seen)
+
+
+def open_scan(reader: IndexReader) -> Scan | None:
+    """Open the scan of an index on a CPU; return None for the exact scan. Nothing is ever built here."""
+    index = open_inner_product_index(reader)
+    return None if index is None else IndexedScan(index, make_exact_scan(reader.vectors))
