@@ -108,7 +108,8 @@ class DocumentIndexer(ByArguments, pt.Indexer, ABC):
         has_vectors = "doc_vec" in first
         if not has_vectors and self.model is None:
             raise ValueError(
-                f"Document {first['docno']!r} has no doc_vec, only {sorted(first)}. Pass a model to the indexer to encode texts."
+                f"Document {first['docno']!r} has no doc_vec, only {sorted(first)}. Pass a model to the indexer to encode "
+                "texts."
             )
         stream = chain([first], stream)
         facts = {
@@ -204,7 +205,8 @@ def _stack_vectors(batch: list[Document], vec_size: int | None) -> np.ndarray:
         if vector.ndim != 1 or not vector.size or vector.size != (vec_size or vector.size):
             found = f"shape {vector.shape}" if vector.ndim else repr(document.get("doc_vec"))[:80]
             raise ValueError(
-                f"doc_vec of document {document['docno']!r} must be a vector of {vec_size or 'at least one'} numbers, got {found}."
+                f"doc_vec of document {document['docno']!r} must be a vector of {vec_size or 'at least one'} numbers, "
+                f"got {found}."
             )
         vec_size = vector.size
         vectors.append(vector)

@@ -1,4 +1,4 @@
-"""Result frames: split the candidates from the topics, and build a frame from the results of a search."""
+"""Frames of the retriever: check its input, split candidates from topics, and build the result frame."""
 
 from __future__ import annotations
 
@@ -17,6 +17,34 @@ RESULT_COLUMNS = ("docno", "docid", "score", "rank")
 # Columns of return_stats=True, with the value that stands for "not reported"; it also sets the dtype.
 _COSTS = {"n_scored": 0, "n_rounds": 0}
 _SURROGATE_STATISTICS = {"last_yield": np.nan, "fell_back": False}
+
+
+def check_topics(frame: pd.DataFrame, *, allow_candidates: bool) -> None:
+    """Check the input of a retriever.
+
+    Args:
+        frame: Topics, or a result frame whose documents are candidates.
+        allow_candidates: If False, refuse a frame with documents.
+
+    Raises:
+        pt.validate.InputValidationError: If columns are missing, or the frame has documents that are not allowed.
+        ValueError: If a qid is missing.
+    """
+    try:
+        with pt.validate.any(frame) as modes:
+            for column in ("query", "query_vec"):
+                modes.query_frame(extra_columns=[column])
+                if allow_candidates:
+                    modes.columns(includes=["qid", column, "docno"])
+    except pt.validate.InputValidationError as err:
+        if "docno" in frame.columns:
+            err.args = (
+                f"{err.args[0]} The frame contains documents. To re-rank them, use index.scorer(model). To use them as entry "
+                "points, set algorithm='graph' or algorithm='surrogate'.",
+            )
+        raise
+    if frame["qid"].isna().any():
+        raise ValueError("qid is missing in some rows. Give every row a query id.")
 
 
 def split_candidates(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[list[str]] | None]:

@@ -28,8 +28,8 @@ from ..search.surrogate import surrogate_search
 from .example import build_example_index
 from .filters import count_allowed, find_allowed, read_filters
 from .opened import IndexTransformer
-from .result_frames import build_result_frame, list_statistics, split_candidates
-from .surrogate_scan import make_index_scan
+from .result_frames import build_result_frame, check_topics, list_statistics, split_candidates
+from .scans import open_scan
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
             FileNotFoundError: If there is no index, or no neighbour graph for ``graph``.
         """
         self._check_options()
-        self._check_frame(inp)
+        check_topics(inp, allow_candidates=self.algorithm != "exhaustive")
         topics, candidates = split_candidates(inp)
         results, docnos = Results([], []), []
         if len(topics):
@@ -236,23 +236,6 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         if self.entry_points is not None and (isinstance(self.entry_points, str) or not len(self.entry_points)):
             raise ValueError(f"entry_points must be a list with at least one docno, got {self.entry_points!r}.")
         scoring.resolve_device(self.device)
-
-    def _check_frame(self, inp: pd.DataFrame) -> None:
-        try:
-            with pt.validate.any(inp) as modes:
-                for column in ("query", "query_vec"):
-                    modes.query_frame(extra_columns=[column])
-                    if self.algorithm != "exhaustive":
-                        modes.columns(includes=["qid", column, "docno"])
-        except pt.validate.InputValidationError as err:
-            if "docno" in inp.columns:
-                err.args = (
-                    f"{err.args[0]} The frame contains documents. To re-rank them, use index.scorer(model). To use them as "
-                    "entry points, set algorithm='graph' or algorithm='surrogate'.",
-                )
-            raise
-        if inp["qid"].isna().any():
-            raise ValueError("qid is missing in some rows. Give every row a query id.")
 
     def _search(self, reader: IndexReader, topics: pd.DataFrame, candidates: list[list[str]] | None) -> Results:
         """Search for all topics, batch by batch."""
@@ -391,8 +374,8 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         key = read_file_version(reader.path), self.graph_k
         return self._open("graph", key, lambda: open_graph(reader, self.graph_k))
 
-    def _open_scan(self, reader: IndexReader) -> Scan:
-        return self._open("scan", _read_inner_product_version(reader), lambda: make_index_scan(reader))
+    def _open_scan(self, reader: IndexReader) -> Scan | None:
+        return self._open("scan", _read_inner_product_version(reader), lambda: open_scan(reader))
 
     def _has_inner_product_index(self, reader: IndexReader) -> bool:
         return self._open("has_inner_product_index", _read_inner_product_version(reader), lambda: is_built(reader))
