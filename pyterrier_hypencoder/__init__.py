@@ -1,6 +1,6 @@
 """Hypencoder retrieval in PyTerrier: queries become small neural networks that score document vectors.
 
-The public names are imported on first use, so that importing the package stays fast.
+Public names are imported on first use, so importing the package is fast.
 """
 
 from importlib import import_module
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .search.graph import PRESETS
     from .training.estimator import HypencoderEstimator
     from .training.trainer import HypencoderTrainer
+    from .transformers.measures import NumRounds, NumScored
     from .transformers.retriever import HypencoderRetriever
     from .transformers.scorer import HypencoderScorer
 
@@ -27,6 +28,8 @@ _MODULES = {
     "HypencoderRetriever": "transformers.retriever",
     "HypencoderScorer": "transformers.scorer",
     "HypencoderTrainer": "training.trainer",
+    "NumRounds": "transformers.measures",
+    "NumScored": "transformers.measures",
     "QNetSpec": "qnet",
     "QNets": "qnet",
 }
@@ -40,6 +43,8 @@ __all__ = [
     "HypencoderRetriever",
     "HypencoderScorer",
     "HypencoderTrainer",
+    "NumRounds",
+    "NumScored",
     "QNetSpec",
     "QNets",
 ]

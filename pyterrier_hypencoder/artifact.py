@@ -35,14 +35,14 @@ def _takes_options_of(
 ) -> Callable[[Callable[..., Made]], Callable[Concatenate[HypencoderIndex, Parameters], Made]]:
     """Give a factory method the signature of the class that it makes, without the index.
 
-    So help(), notebooks and type checkers show the options, which are listed only once, in the class.
+    Then help(), notebooks and type checkers show the options, although they are listed only once, in the class.
     """
 
     def decorate(method: Callable[..., Made]) -> Callable[Concatenate[HypencoderIndex, Parameters], Made]:
-        signature = inspect.signature(transformer)
-        options = list(signature.parameters.values())[1:]
+        options = list(inspect.signature(transformer).parameters.values())[1:]
         own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        method.__signature__ = signature.replace(parameters=[own, *options])  # type: ignore[attr-defined]
+        signature = inspect.Signature([own, *options], return_annotation=transformer)
+        method.__signature__ = signature  # type: ignore[attr-defined]
         return method
 
     return decorate
@@ -197,16 +197,17 @@ class HypencoderIndex(pt.Artifact):
         return open_or_build_graph(self.reader, k, builder=builder, device=device, verbose=verbose)
 
     def inner_product_index(self, *, verbose: bool = False) -> InnerProductIndex:
-        """The index for maximum inner product, opened, or built on first use inside the index directory.
+        """Return the inner-product index of this index; build it on first use.
 
-        Where there is one, surrogate search on a CPU asks it, in place of a product with all vectors, while that should cost
-        less; see :class:`HypencoderRetriever`. It takes as much space as the vectors, and some 280 bytes for each document.
+        Surrogate search on a CPU uses it, once it has been built, if that should take less time than a product with all
+        vectors. A search never builds it: for 1,000,000 vectors of 384 dimensions, building took 16 minutes on two cores.
+        It is stored inside the index directory, and takes the size of the vectors plus about 280 bytes per document.
 
         Args:
-            verbose: whether to show progress of building.
+            verbose: If True, show a progress bar.
 
         Raises:
-            ValueError: where its files are damaged or not of this index.
+            ValueError: If its files are damaged.
         """
         return build_inner_product_index(self.reader, verbose=verbose)
 

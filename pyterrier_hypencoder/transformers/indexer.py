@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from ..identity import ByArguments
 from ..index.graph_builder import check_graph_options, open_or_build_graph
 from ..index.reader import IndexReader
 from ..index.staging import check_same_build, discard_leftovers, is_unfinished
-from ..index.writer import IndexWriter, is_index, prepare_metadata
-from ..options import check_positive
+from ..index.writer import MODES, IndexWriter, is_index, prepare_metadata
+from ..options import check_choice, check_positive
 from .pipeline import IndexedPipeline, bind_retrievers, list_retrievers
 
 Document = dict[str, Any]
@@ -91,10 +92,14 @@ class DocumentIndexer(ByArguments, pt.Indexer, ABC):
         return self.open_index(path)
 
     def _check_options(self) -> None:
+        check_choice("mode", self.mode, MODES)
+        prepare_metadata(self.dtype, {})
         check_positive("batch_size", self.batch_size)
         list_text_fields(self.text_field)
         if self.graph_k is not None:
             check_graph_options(self.graph_k)
+            if find_spec("faiss") is None:
+                raise ImportError("graph_k requires faiss: pip install faiss-cpu")
         if self.model is not None:
             check_encoder(self.model)
         if not isinstance(self.path, str | Path) or not Path(self.path).name:

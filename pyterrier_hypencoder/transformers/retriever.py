@@ -66,8 +66,9 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         verbose: If True, show a progress bar.
         algorithm: The search algorithm. ``exhaustive`` scores all documents. ``graph`` is Algorithm 1 of the paper, a greedy
             search over the neighbour graph. ``surrogate`` fits a linear approximation of the q-net, scores its top
-            documents, and repeats. ``auto`` chooses by the rules of :mod:`pyterrier_hypencoder.search.choose`. If the entry
-            points already cover all allowed documents, the search is exhaustive.
+            documents, and repeats; on a CPU it uses :meth:`HypencoderIndex.inner_product_index` if that has been built.
+            ``auto`` chooses by the rules of :mod:`pyterrier_hypencoder.search.choose`. If the entry points already cover all
+            allowed documents, the search is exhaustive.
         entry_points: Docnos that ``graph`` and ``surrogate`` score first, for all queries. Alternatively pass a frame with a
             column ``docno``, which gives each query its own entry points. ``surrogate`` adds random entry points to them.
         seed: Seed of random entry points. 43 draws the same documents as the released code.
