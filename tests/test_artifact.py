@@ -251,7 +251,7 @@ def test_a_flex_index_is_not_opened_as_ours(dr, tmp_path, small):
 @pytest.mark.parametrize("source", ["nothing", "ours"])
 def test_what_is_no_flex_index_is_not_taken_over(small, tmp_path, source):
     path = small.path if source == "ours" else tmp_path / "nothing"
-    with pytest.raises(ValueError, match="expected a FlexIndex of pyterrier_dr"):
+    with pytest.raises(ValueError, match="Expected a FlexIndex of pyterrier_dr"):
         HypencoderIndex.from_flex(path, tmp_path / "x.hyp")
     assert not (tmp_path / "x.hyp").exists()
 

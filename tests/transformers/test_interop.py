@@ -244,8 +244,8 @@ def test_gar_in_a_pipeline(adaptive, ours, index, model, topics, full, candidate
     assert "GAR" in pt.schematic.draw(pipeline)
 
 
-def test_ladr_over_our_graph_alone_is_exhaustive_when_it_reaches_all(flex, index, own_index, model, candidates, full):
-    everything = own_index.corpus_graph(len(index) - 1)
+def test_ladr_over_our_graph_alone_is_exhaustive_when_it_reaches_all(flex, index, index_copy, model, candidates, full):
+    everything = index_copy.corpus_graph(len(index) - 1)
     ladr = flex.ladr_adaptive(everything, depth=5, num_results=20, dense_scorer=index.scorer(model))
     found = (model.query_encoder() >> ladr)(candidates)
     expected = full[full["rank"] < 20]

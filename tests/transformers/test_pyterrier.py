@@ -190,10 +190,10 @@ def test_a_pipeline_binds_all_retrievers_or_none(tmp_path, model):
 
 @pytest.mark.parametrize("wrong", ["jfkback/hypencoder.6_layer", 3])
 def test_a_model_that_is_none_says_what_to_pass(tmp_path, docs, wrong):
-    with pytest.raises(ValueError, match=r"pass Hypencoder\(...\) or BiEncoder"):
+    with pytest.raises(ValueError, match=r"must be a Hypencoder\(...\) or a BiEncoder"):
         HypencoderIndexer(tmp_path / "x.hyp", wrong).index(docs)
     for path in (".", "", model_as_path := Hypencoder("x")):
-        with pytest.raises(ValueError, match="path: expected the name of a directory"):
+        with pytest.raises(ValueError, match="path must be the name of the index directory"):
             HypencoderIndexer(path).index(docs)
     assert model_as_path is not None and not list(tmp_path.iterdir())
 
@@ -226,7 +226,7 @@ def test_a_bound_retriever_belongs_to_its_indexer(indexer, tmp_path, model):
     retriever = HypencoderRetriever()
     bound = copy.copy((indexer >> retriever).searcher)
     assert (indexer >> retriever).searcher is retriever
-    with pytest.raises(ValueError, match=r"new\.hyp.*make a new HypencoderRetriever\(\)") as error:
+    with pytest.raises(ValueError, match=r"new\.hyp.*Use a new HypencoderRetriever\(\)") as error:
         HypencoderIndexer(tmp_path / "second.hyp", model) >> retriever
     assert "second.hyp" in str(error.value)
     assert retriever == bound
@@ -238,7 +238,7 @@ def test_a_retriever_of_an_index_is_no_part_of_another_indexers_pipeline(indexer
 
 
 def test_searching_before_indexing_says_what_to_do(indexer, topics):
-    with pytest.raises(FileNotFoundError, match=r"new\.hyp.*build it with HypencoderIndexer"):
+    with pytest.raises(FileNotFoundError, match=r"new\.hyp.*Build it with HypencoderIndexer"):
         (indexer >> HypencoderRetriever())(topics)
 
 
@@ -467,7 +467,7 @@ def test_grid_scan_gives_what_each_setting_gives(index, model, retriever, topics
 
 def test_grid_search_sets_the_best(retriever, topics, qrels):
     best = pt.GridSearch(
-        retriever, {retriever: {"num_results": [1, 40, 5], "search": ["exhaustive"]}}, topics, qrels, "recall_50"
+        retriever, {retriever: {"num_results": [1, 40, 5], "algorithm": ["exhaustive"]}}, topics, qrels, "recall_50"
     )
     assert best is retriever and retriever.num_results == 40
 
@@ -537,7 +537,7 @@ def test_objects_of_equal_arguments_are_equal(index, model, topics, docs, name):
     [
         {"num_results": 10},
         {"batch_size": 1},
-        {"search": "graph"},
+        {"algorithm": "graph"},
         {"device": "cpu"},
         {"precision": "bf16"},
         {"qnet_width": 3},
@@ -560,7 +560,7 @@ def test_another_argument_makes_another_transformer(options):
     plain, one, two = (HypencoderRetriever(**(arguments | more)) for more in ({}, options, options))
     assert one == two and hash(one) == hash(two) and repr(one) == repr(two)
     assert one != plain and repr(one) != repr(plain)
-    setattr(plain, *next(iter(options.items())))
+    plain.set_parameter(*next(iter(options.items())))
     assert plain == one
 
 
