@@ -38,7 +38,7 @@ def test_the_scorer_gives_the_retrievers_scores_for_any_candidates(nfcorpus, min
         assert ranked["score_expected"].sort_values(ascending=False).index.equals(ranked.sort_values("rank").index)
 
 
-def test_a_flex_index_over_the_same_vectors_ranks_the_same(nfcorpus, minilm, tmp_path):
+def test_flex_index_over_the_same_vectors_ranks_alike(nfcorpus, minilm, tmp_path):
     pytest.importorskip("pyterrier_dr")
     collection, index = nfcorpus
     topics = minilm.query_encoder()(collection.topics().head(50))

@@ -1,4 +1,4 @@
-"""The released code's numbers, reproduced (tests/golden, and further folders where HYPENCODER_GOLDEN names them)."""
+"""Reproduce the released code's numbers: tests/golden, and the folders in HYPENCODER_GOLDEN."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def assert_scores(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-4 * float(expected.abs().max()))
 
 
-def test_names_and_shapes_of_weights(numbers):
+def test_weights_have_the_released_names_and_shapes(numbers):
     assert {key: list(value.shape) for key, value in numbers.model.state_dict().items()} == numbers.keys
 
 
 @pytest.mark.parametrize(("name", "batch"), [("doc_emb_batch8", 8), ("doc_emb_single", 1)])
-def test_document_vectors(numbers, name, batch):
+def test_document_vectors_match_the_released_code(numbers, name, batch):
     torch.testing.assert_close(numbers.doc_vectors(batch), numbers.arrays[name], rtol=0, atol=1e-5)
 
 
-def test_generated_weights_and_biases(numbers):
+def test_qnets_match_the_released_code(numbers):
     qnets = numbers.qnets()
     for layer, weight in enumerate(qnets.weights):
         torch.testing.assert_close(weight, numbers.arrays[f"W{layer}"], rtol=0, atol=1e-5)
@@ -42,7 +42,7 @@ def test_generated_weights_and_biases(numbers):
         torch.testing.assert_close(bias, numbers.arrays[f"b{layer}"].squeeze(-1), rtol=0, atol=1e-5)
 
 
-def test_query_embedding(numbers):
+def test_query_embedding_matches_the_released_code(numbers):
     encoder = numbers.model.query_encoder
     if "q_embedding_representation" not in numbers.arrays:
         with pytest.raises(ValueError, match="embedding_representation"):
@@ -54,20 +54,20 @@ def test_query_embedding(numbers):
         torch.testing.assert_close(found, numbers.arrays["q_embedding_representation"][q], rtol=0, atol=1e-5)
 
 
-def test_scores(numbers):
+def test_scores_match_the_released_code(numbers):
     qnets = numbers.qnets()
     assert_scores(qnets.score(numbers.arrays["doc_emb_batch8"]), numbers.arrays["scores"])
     assert_scores(qnets.score(numbers.doc_vectors(8)), numbers.arrays["scores"])
     assert_scores(qnets.score(numbers.doc_vectors(1)), numbers.arrays["scores_single_docs"])
 
 
-def test_scores_of_queries_that_are_padded_together(numbers):
+def test_scores_match_for_queries_padded_together(numbers):
     with torch.inference_mode():
         qnets = numbers.model.query_encoder(*numbers.tokens("q", slice(0, 5)))
     assert_scores(qnets.score(numbers.arrays["doc_emb_batch8"]), numbers.arrays["scores_padded_query_batch"])
 
 
-def test_exhaustive_order_through_the_retriever(numbers, tmp_path):
+def test_retriever_order_matches_the_released_code(numbers, tmp_path):
     """Vectors as the released code batches them, queries by text, the ranking of the released exhaustive search."""
     docs = [
         {"docno": doc["docno"], "doc_vec": vector.numpy()}
@@ -84,7 +84,7 @@ def test_exhaustive_order_through_the_retriever(numbers, tmp_path):
         assert found["docno"].tolist() == [docno for docno, _ in expected]
 
 
-def test_texts_are_tokenised_as_released(numbers):
+def test_tokenisation_matches_the_released_code(numbers):
     model = Hypencoder(numbers.folder, device="cpu", doc_max_length=64, query_max_length=32, batch_size=1, pool_padding=True)
     vectors = model.encode_docs([doc["text"] for doc in numbers.texts["docs"]])
     np.testing.assert_allclose(vectors, numbers.arrays["doc_emb_single"], rtol=0, atol=1e-5)
@@ -93,7 +93,7 @@ def test_texts_are_tokenised_as_released(numbers):
 
 
 @pytest.mark.parametrize("format", ["safetensors", "bin"])
-def test_save_and_reload(numbers, tmp_path, format):
+def test_saved_checkpoint_gives_the_same_scores(numbers, tmp_path, format):
     checkpoint.save(numbers.model, tmp_path / "saved", format=format)
     again, config = checkpoint.load(str(tmp_path / "saved"), pool_padding=True)
     assert again.state_dict().keys() == numbers.model.state_dict().keys()
@@ -104,7 +104,7 @@ def test_save_and_reload(numbers, tmp_path, format):
     assert config.to_dict().items() >= numbers.model.config.to_dict().items()
 
 
-def test_the_released_architecture_builds_offline_within_time_and_memory():
+def test_released_architecture_builds_offline_within_time_and_memory():
     """139,603,968 parameters, 502 keys, q-nets of 3,544,320 numbers, in a process of its own under 30 s and 3 GiB."""
     script = f"""
 import json, resource, time

@@ -13,8 +13,8 @@ pytest.importorskip("datasets")
 pytest.importorskip("accelerate")
 transformers = pytest.importorskip("transformers")
 
-from pyterrier_hypencoder import Hypencoder, HypencoderIndexer, HypencoderTrainer
-from pyterrier_hypencoder.encoders import checkpoint, hub
+from pyterrier_hypencoder import Hypencoder, HypencoderIndexer, HypencoderTrainer  # noqa: E402
+from pyterrier_hypencoder.encoders import checkpoint, hub  # noqa: E402
 from pyterrier_hypencoder.encoders.checkpoint_config import DualEncoderConfig  # noqa: E402
 from pyterrier_hypencoder.training.collator import Collator  # noqa: E402
 from pyterrier_hypencoder.training.row_sampler import RowSampler  # noqa: E402
@@ -81,7 +81,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("query", "passage", "options"), CASES, ids=lambda value: str(value))
-def test_a_backbone_trains_saves_and_searches(tokenizer, docs, rows_file, tmp_path, query, passage, options):
+def test_backbone_trains_saves_and_searches(tokenizer, docs, rows_file, tmp_path, query, passage, options):
     encoder = dual_encoder(tokenizer, query, passage, **options)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     trainer = HypencoderTrainer(

@@ -1,4 +1,4 @@
-"""Laws of the encoders: order, batches, lengths, poolings, and what they record."""
+"""Encoders: order, batches, lengths, pooling and records."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def bi_encoder(folder, **options) -> BiEncoder:
 
 @pytest.mark.parametrize("name", ["tiny_6l_cls_shared", "tiny_2l_mean_separate_reslast"])
 @pytest.mark.parametrize("batch_size", [1, 7, 1000])
-def test_vectors_do_not_depend_on_their_batch(golden, some_texts, name, batch_size):
+def test_document_vectors_do_not_depend_on_the_batch(golden, some_texts, name, batch_size):
     model = Hypencoder(golden / name, device="cpu", doc_max_length=64)
     expected = model.encode_docs(some_texts)
     other = Hypencoder(golden / name, device="cpu", doc_max_length=64, batch_size=batch_size)
@@ -50,27 +50,27 @@ def test_vectors_do_not_depend_on_their_batch(golden, some_texts, name, batch_si
     np.testing.assert_allclose(model.encode_docs(some_texts[::-1])[::-1], expected, atol=1e-5)
 
 
-def test_the_released_mean_over_padding_depends_on_the_batch(golden, some_texts):
+def test_pool_padding_makes_vectors_depend_on_the_batch(golden, some_texts):
     options = {"device": "cpu", "doc_max_length": 64, "pool_padding": True}
     model = Hypencoder(golden / "tiny_2l_mean_separate_reslast", **options)
     assert np.abs(model.encode_docs(some_texts[:8])[0] - model.encode_docs(some_texts[:1])[0]).max() > 1e-3
 
 
-def test_buffers_are_joined_in_order(golden, some_texts, monkeypatch):
+def test_encode_docs_keeps_the_order_across_buffers(golden, some_texts, monkeypatch):
     model = Hypencoder(golden / "tiny_6l_cls_shared", device="cpu", doc_max_length=64)
     expected = model.encode_docs(some_texts)
     monkeypatch.setattr(encoder, "_BUFFER", 9)
     np.testing.assert_allclose(model.encode_docs(some_texts), expected, atol=1e-5)
 
 
-def test_queries_do_not_depend_on_their_batch(golden, some_texts):
+def test_qnets_do_not_depend_on_the_batch(golden, some_texts):
     one, many = (Hypencoder(golden / "tiny_6l_cls_shared", device="cpu", batch_size=n) for n in (1, 50))
     flat = many.encode_queries(some_texts[:20]).flatten()
     torch.testing.assert_close(flat, one.encode_queries(some_texts[:20]).flatten(), rtol=0, atol=1e-5)
     assert flat.dtype == torch.float32
 
 
-def test_long_texts_are_cut_and_empty_ones_are_fine(model):
+def test_long_texts_are_truncated_and_empty_texts_encoded(model):
     long = "planet orbit " * 5000
     vectors = model.encode_docs([long, "planet orbit " * 100, "", " "])
     np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-5)
@@ -79,26 +79,26 @@ def test_long_texts_are_cut_and_empty_ones_are_fine(model):
     assert len(model.encode_queries([long, "", "日本語 🚀 café"])) == 3
 
 
-def test_lengths_beyond_the_transformer_are_cut_to_what_it_takes(golden):
+def test_max_length_is_limited_by_the_transformer(golden):
     model = Hypencoder(golden / "tiny_6l_cls_shared", device="cpu", doc_max_length=512, query_max_length=512)
     assert np.isfinite(model.encode_docs(["planet " * 600])).all()
 
 
-def test_no_documents_and_no_queries(model):
+def test_encoding_no_documents_is_empty_and_no_queries_an_error(model):
     assert model.encode_docs([]).shape == (0, 24)
     with pytest.raises(ValueError, match="at least one query"):
         model.encode_queries([])
 
 
 @pytest.mark.parametrize("text", [None, 3, float("nan"), ["a"]])
-def test_texts_that_are_no_strings(model, text):
+def test_texts_must_be_strings(model, text):
     with pytest.raises(ValueError, match="strings"):
         model.encode_docs(["a", text])
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("normalize", [True, False])
-def test_poolings_of_a_bi_encoder_are_those_of_the_transformer(bert, some_texts, pooling, normalize):
+def test_bi_encoder_pools_the_transformers_output(bert, some_texts, pooling, normalize):
     from transformers import AutoModel, AutoTokenizer
 
     tokens = AutoTokenizer.from_pretrained(str(bert))(some_texts[:5], padding=True, return_tensors="pt")
@@ -115,7 +115,7 @@ def test_poolings_of_a_bi_encoder_are_those_of_the_transformer(bert, some_texts,
     np.testing.assert_allclose(found, torch.stack(expected), atol=1e-5)
 
 
-def test_queries_of_a_bi_encoder_are_linear_q_nets(bert, some_texts):
+def test_bi_encoder_queries_are_linear_qnets(bert, some_texts):
     model = bi_encoder(bert)
     qnets = model.encode_queries(some_texts[:4])
     assert qnets.spec.is_linear
@@ -125,7 +125,7 @@ def test_queries_of_a_bi_encoder_are_linear_q_nets(bert, some_texts):
     )
 
 
-def test_prefixes_are_put_before_the_texts(bert):
+def test_prefixes_are_added_to_texts(bert):
     plain, prefixed = bi_encoder(bert), bi_encoder(bert, query_prefix="court ", doc_prefix="planet ")
     np.testing.assert_allclose(prefixed.encode_docs(["orbit"]), plain.encode_docs(["planet orbit"]), atol=1e-5)
     found, expected = prefixed.encode_queries(["judge"]).flatten(), plain.encode_queries(["court judge"]).flatten()
@@ -155,13 +155,13 @@ def test_pooling_is_read_from_sentence_transformers_files(tmp_path, files, pooli
     assert (settings.pooling, settings.normalize) == (pooling, normalize)
 
 
-def test_what_cannot_be_read_from_sentence_transformers_files_is_an_error(tmp_path):
+def test_unsupported_sentence_transformers_modules_are_an_error(tmp_path):
     (tmp_path / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense", "path": "3_Dense"}]')
     with pytest.raises(ValueError, match="Dense"):
         hub.read_pooling_settings(str(tmp_path), None)
 
 
-def test_minilm_is_what_its_files_say(minilm):
+def test_minilm_uses_mean_pooling_and_normalisation(minilm):
     vectors = minilm.encode_docs(["A cat sits on the mat.", "Quarterly revenue grew."])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)
     scores = minilm.encode_queries(["feline on a rug"]).score(torch.from_numpy(vectors))[0]
@@ -176,7 +176,7 @@ def test_bf16_is_close_to_fp32(minilm, some_texts):
     assert cosines.min() > 0.999
 
 
-def test_a_hypencoder_computes_in_fp32_unless_asked_otherwise(golden, some_texts):
+def test_hypencoder_defaults_to_fp32(golden, some_texts):
     auto, exact, fast = (
         Hypencoder(golden / "tiny_6l_cls_shared", device="cpu", doc_max_length=64, dtype=dtype)
         for dtype in ("auto", "fp32", "bf16")
@@ -197,21 +197,21 @@ def test_a_hypencoder_computes_in_fp32_unless_asked_otherwise(golden, some_texts
         ("name_or_path", "nobody/nothing", "nobody/nothing"),
     ],
 )
-def test_bad_options_are_reported_on_use(bert, option, value, message):
+def test_invalid_options_are_reported_on_use(bert, option, value, message):
     model = bi_encoder(bert)
     setattr(model, option, value)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         model.encode_docs(["a"])
 
 
-def test_an_option_that_is_set_later_takes_effect(bert):
+def test_options_set_later_take_effect(bert):
     model = bi_encoder(bert)
     assert np.linalg.norm(model.encode_docs(["planet"])) > 1.5
     model.normalize = True
     assert np.linalg.norm(model.encode_docs(["planet"])) == pytest.approx(1, abs=1e-5)
 
 
-def test_fingerprints_tell_document_encoders_apart(golden, bert):
+def test_fingerprints_differ_between_document_encoders(golden, bert):
     names = ["tiny_6l_cls_shared", "tiny_2l_mean_separate_reslast"]
     models = [Hypencoder(golden / name, device="cpu") for name in names]
     models += [bi_encoder(bert), bi_encoder(bert, pooling="cls"), bi_encoder(bert, normalize=True)]
@@ -220,7 +220,7 @@ def test_fingerprints_tell_document_encoders_apart(golden, bert):
     assert bi_encoder(bert).fingerprint == bi_encoder(bert, query_prefix="query: ", batch_size=3).fingerprint
 
 
-def test_the_fingerprint_is_that_of_the_document_side(golden, tmp_path):
+def test_fingerprint_covers_the_document_encoder_only(golden, tmp_path):
     """A q-net head trained over frozen documents searches the dense model's index."""
     from pyterrier_hypencoder.encoders import checkpoint
 
@@ -232,7 +232,7 @@ def test_the_fingerprint_is_that_of_the_document_side(golden, tmp_path):
     assert dense.fingerprint == Hypencoder(golden / "tiny_6l_cls_shared", device="cpu").fingerprint
 
 
-def test_a_record_makes_the_encoder_again(golden, bert):
+def test_record_rebuilds_the_encoder(golden, bert):
     for model in (
         Hypencoder(golden / "tiny_2l_mean_separate_reslast", pool_padding=True, doc_max_length=64),
         bi_encoder(bert, pooling="cls", query_prefix="query: "),
@@ -245,7 +245,7 @@ def test_a_record_makes_the_encoder_again(golden, bert):
         load_recorded_encoder({"class": "os.system", "name": "x", "revision": None, "options": {}})
 
 
-def test_encoders_are_their_arguments(bert):
+def test_encoders_with_equal_arguments_are_equal(bert):
     model = bi_encoder(bert)
     model.encode_docs(["a"])
     pickled = pickle.dumps(model)
@@ -257,7 +257,7 @@ def test_encoders_are_their_arguments(bert):
     assert bi_encoder(bert, batch_size=2) != model
 
 
-def test_pool_names_the_poolings_that_exist():
+def test_unknown_pooling_names_the_known_ones():
     with pytest.raises(ValueError, match="cls"):
         pool(torch.zeros(1, 1, 1), torch.ones(1, 1), "sum")
 
@@ -285,7 +285,7 @@ def skip_config(golden, bert):
     )
 
 
-def test_a_dense_start_gives_the_bi_encoders_scores_and_can_learn(skip_config, bert, some_texts, tmp_path):
+def test_dense_start_scores_like_the_bi_encoder_and_can_learn(skip_config, bert, some_texts, tmp_path):
     from pyterrier_hypencoder.encoders import checkpoint
 
     network = checkpoint.build(skip_config)
@@ -309,7 +309,7 @@ def test_a_dense_start_gives_the_bi_encoders_scores_and_can_learn(skip_config, b
     assert output.weight.grad.abs().sum() > 0
 
 
-def test_a_skip_needs_a_query_vector_that_fits(skip_config):
+def test_inner_product_skip_needs_a_fitting_query_vector(skip_config):
     from pyterrier_hypencoder.encoders import checkpoint
 
     del skip_config.query_encoder_kwargs["embedding_representation"]
@@ -320,7 +320,7 @@ def test_a_skip_needs_a_query_vector_that_fits(skip_config):
         checkpoint.build(skip_config)
 
 
-def test_missing_weights_of_a_bi_encoder_are_named_and_the_random_state_stays(bert, tmp_path):
+def test_missing_bi_encoder_weights_are_named_and_random_state_is_kept(bert, tmp_path):
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(bert, tmp_path / "cut")
@@ -337,14 +337,14 @@ def test_missing_weights_of_a_bi_encoder_are_named_and_the_random_state_stays(be
         bi_encoder(tmp_path / "cut").encode_docs(["a"])
 
 
-def test_a_prefix_that_is_set_later_changes_the_fingerprint(bert):
+def test_prefix_set_later_changes_the_fingerprint(bert):
     model = bi_encoder(bert)
     before = model.fingerprint
     model.doc_prefix = "passage: "
     assert model.fingerprint not in (before,) and model.fingerprint == bi_encoder(bert, doc_prefix="passage: ").fingerprint
 
 
-def test_an_uncertain_pooling_is_an_error_and_a_stated_one_is_taken(tmp_path, monkeypatch):
+def test_unknown_pooling_offline_is_an_error(tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -360,7 +360,7 @@ def test_an_uncertain_pooling_is_an_error_and_a_stated_one_is_taken(tmp_path, mo
     assert hub.read_pooling_settings("acme/encoder", None) == hub.PoolingSettings("mean", False)
 
 
-def test_stated_pooling_and_normalisation_need_no_files(bert, tmp_path):
+def test_given_pooling_and_normalisation_need_no_files(bert, tmp_path):
     shutil.copytree(bert, tmp_path / "odd")
     (tmp_path / "odd" / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense", "path": "3_Dense"}]')
     with pytest.raises(ValueError, match="Dense"):
@@ -368,13 +368,13 @@ def test_stated_pooling_and_normalisation_need_no_files(bert, tmp_path):
     assert bi_encoder(tmp_path / "odd", pooling="cls", normalize=True).encode_docs(["a"]).shape == (1, 24)
 
 
-def test_a_blank_text_without_special_tokens(bert, tmp_path, monkeypatch):
+def test_empty_text_without_special_tokens_is_encoded(bert, tmp_path, monkeypatch):
     model = bi_encoder(bert)
     tokenizer = model._get_loaded().tokenizer
     monkeypatch.setattr(type(tokenizer), "__call__", lambda self, texts, **options: {"input_ids": [[] for _ in texts]})
     assert np.isfinite(model.encode_docs(["", ""])).all()
 
 
-def test_the_name_of_a_directory_is_recorded_so_that_it_is_found_from_elsewhere(bert, monkeypatch):
+def test_record_stores_absolute_directories(bert, monkeypatch):
     monkeypatch.chdir(bert.parent)
     assert bi_encoder(bert.name).record()["name"] == str(bert)

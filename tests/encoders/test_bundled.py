@@ -1,4 +1,4 @@
-"""The bundled model: what ships, that it loads anywhere, and that it does what its card says."""
+"""The bundled model: its files, loading by name, and the quality that its card states."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bundled() -> Hypencoder:
     return Hypencoder(NAME, device="cpu", doc_max_length=128)
 
 
-def test_only_what_training_changed_ships():
+def test_bundled_model_contains_only_changed_weights():
     files = {path.name: path.stat().st_size for path in FOLDER.iterdir()}
     assert sum(files.values()) <= 20 * 2**20
     assert {"config.json", "model.safetensors", "README.md"} <= files.keys()
@@ -39,7 +39,7 @@ def test_only_what_training_changed_ships():
     assert not any(".transformer.embeddings." in name for name in names)
 
 
-def test_it_is_a_hypencoder_with_hidden_layers_that_searches_what_minilm_indexed(bundled, minilm, docs, tmp_path):
+def test_bundled_model_searches_minilm_indexes(bundled, minilm, docs, tmp_path):
     assert bundled.qnet_spec.hidden_layers >= 1
     assert bundled.fingerprint == minilm.fingerprint
     index = HypencoderIndexer(tmp_path / "docs.hyp", minilm).index(docs)
@@ -50,7 +50,7 @@ def test_it_is_a_hypencoder_with_hidden_layers_that_searches_what_minilm_indexed
     assert (qnets.score(vectors)[0] - inner).abs().max() > 1e-2  # its network says something
 
 
-def test_it_goes_by_its_name_wherever_it_is_loaded(bundled, docs, tmp_path):
+def test_bundled_model_loads_by_name_everywhere(bundled, docs, tmp_path):
     assert bundled.record()["name"] == NAME
     index = HypencoderIndexer(tmp_path / "docs.hyp", bundled).index(docs[:20])
     assert index.meta["model"]["name"] == NAME
@@ -64,19 +64,19 @@ def test_it_goes_by_its_name_wherever_it_is_loaded(bundled, docs, tmp_path):
         assert isinstance(model, Hypencoder) and model.name_or_path == NAME
 
 
-def test_a_folder_of_that_name_comes_first(golden, tmp_path, monkeypatch):
+def test_local_folder_takes_precedence_over_bundled_model(golden, tmp_path, monkeypatch):
     (tmp_path / NAME).symlink_to(golden / "tiny_6l_cls_shared")
     monkeypatch.chdir(tmp_path)
     assert Hypencoder(NAME, device="cpu").vec_size == 24
 
 
-def test_minilm_by_its_name_is_the_wheels(minilm):
+def test_minilm_hub_id_loads_the_wheels_files(minilm):
     named = BiEncoder("sentence-transformers/all-MiniLM-L6-v2", device="cpu")
     assert named.fingerprint == minilm.fingerprint
     assert named.record()["name"] == "sentence-transformers/all-MiniLM-L6-v2"
 
 
-def test_it_ranks_documentation_better_than_minilm(bundled, tmp_path, monkeypatch):
+def test_bundled_model_beats_minilm_on_documentation(bundled, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     from shared import apidocs
 
@@ -94,7 +94,7 @@ def test_it_ranks_documentation_better_than_minilm(bundled, tmp_path, monkeypatc
     assert table["nDCG@10 p-value"][1] < 0.05
 
 
-def test_its_card_names_what_it_was_trained_on(monkeypatch):
+def test_model_card_names_the_training_data(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     from shared import apidocs, docpairs
 
@@ -105,7 +105,7 @@ def test_its_card_names_what_it_was_trained_on(monkeypatch):
     assert json.loads((FOLDER / "config.json").read_text())["base_weights"] == "sentence-transformers/all-MiniLM-L6-v2"
 
 
-def test_a_revision_is_never_the_wheels(minilm):
+def test_revision_is_never_taken_from_a_wheel(minilm):
     name = "sentence-transformers/all-MiniLM-L6-v2"
     assert hub.local_directory(name) == Path(minilm.name_or_path)
     assert hub.local_directory(name, "some-commit") is None

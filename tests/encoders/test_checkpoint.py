@@ -1,4 +1,4 @@
-"""Reading and writing checkpoints, and what is wrong with broken ones."""
+"""Read and write checkpoints, and report damaged ones."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def edit_weights(folder: Path, change) -> None:
 
 
 @pytest.mark.parametrize("kept", ["query_encoder.", "passage_encoder."])
-def test_a_shared_trunk_may_come_under_either_prefix(copy, golden, kept):
+def test_shared_transformer_loads_from_either_prefix(copy, golden, kept):
     trunk = ("query_encoder.transformer.", "passage_encoder.transformer.")
     edit_weights(copy, lambda w: {k: v for k, v in w.items() if not k.startswith(trunk) or k.startswith(kept)})
     model, _ = checkpoint.load(str(copy))
@@ -47,14 +47,14 @@ def test_a_shared_trunk_may_come_under_either_prefix(copy, golden, kept):
     assert model.query_encoder.transformer is model.passage_encoder.transformer
 
 
-def test_trunks_that_should_be_shared_but_differ(copy):
+def test_shared_transformers_that_differ_are_an_error(copy):
     key = "passage_encoder.transformer.embeddings.word_embeddings.weight"
     edit_weights(copy, lambda w: w | {key: w[key] + 1})
     with pytest.raises(ValueError, match="set shared_encoder to false"):
         checkpoint.load(str(copy))
 
 
-def test_missing_unknown_and_misshapen_weights_are_named(copy):
+def test_missing_unknown_and_misshaped_weights_are_named(copy):
     def change(weights):
         weights["query_encoder.hyper_base_matrices.0"] = torch.zeros(1, 24, 23)
         del weights["query_encoder.hyper_base_vectors.1"]
@@ -69,13 +69,13 @@ def test_missing_unknown_and_misshapen_weights_are_named(copy):
     assert "query_encoder.hyper_base_matrices.0 has shape [1, 24, 23] instead of [1, 24, 24]" in message
 
 
-def test_position_ids_of_old_versions_are_passed_over(copy):
+def test_position_ids_of_old_versions_are_ignored(copy):
     name = "query_encoder.transformer.embeddings.position_ids"
     edit_weights(copy, lambda w: w | {name: torch.arange(64)[None]})
     checkpoint.load(str(copy))
 
 
-def test_no_weights(copy):
+def test_missing_weight_file_is_an_error(copy):
     (copy / "pytorch_model.bin").unlink()
     with pytest.raises(FileNotFoundError, match=r"neither model.safetensors nor pytorch_model.bin"):
         checkpoint.load(str(copy))
@@ -89,7 +89,7 @@ class Bomb:
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_a_pickle_that_holds_anything_but_tensors_is_never_loaded(copy, protocol, tmp_path, monkeypatch):
+def test_pickle_with_other_objects_is_never_loaded(copy, protocol, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with open(copy / "pytorch_model.bin", "wb") as out:
         pickle.dump({"a": Bomb()}, out, protocol=protocol)
@@ -102,7 +102,7 @@ def test_a_pickle_that_holds_anything_but_tensors_is_never_loaded(copy, protocol
 
 
 @pytest.mark.parametrize("content", [{"a": 1}, [torch.zeros(1)], {"a": [torch.zeros(1)]}])
-def test_harmless_values_that_are_no_tensors(copy, content):
+def test_weight_file_with_values_other_than_tensors_is_an_error(copy, content):
     torch.save(content, copy / "pytorch_model.bin")
     with pytest.raises(ValueError, match="dictionary of tensors only"):
         checkpoint.load(str(copy))
@@ -110,7 +110,7 @@ def test_harmless_values_that_are_no_tensors(copy, content):
 
 @pytest.mark.parametrize("filename", ["pytorch_model.bin", "model.safetensors"])
 @pytest.mark.parametrize("size", [0, 100, 5000])
-def test_truncated_weight_files(copy, golden, filename, size):
+def test_truncated_weight_files_are_an_error(copy, golden, filename, size):
     source = golden / NAME / "pytorch_model.bin"
     if filename == "model.safetensors":
         model, _ = checkpoint.load(str(golden / NAME))
@@ -130,26 +130,26 @@ def test_missing_and_unknown_configuration_keys_are_tolerated(copy, golden):
     assert (released.pooling, released.shared_encoder, released.extra["base_encoder_output_dim"]) == ("cls", True, 768)
 
 
-def test_an_architecture_of_another_name_is_known_by_what_it_makes_of_queries(copy):
+def test_unknown_architecture_name_is_recognised_by_its_query_encoder(copy):
     edit_config(copy, architectures=["MatryoshkaHypencoderDualEncoder"])
     _, config = checkpoint.load(str(copy))
     assert config.architecture == "HypencoderDualEncoder"
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_random_bytes_for_weights(copy, seed):
+def test_random_bytes_as_weights_are_an_error(copy, seed):
     (copy / "pytorch_model.bin").write_bytes(random.Random(seed).randbytes(60))
     with pytest.raises(ValueError, match=r"pytorch_model.bin"):
         checkpoint.load(str(copy))
 
 
-def test_a_backbone_that_cannot_be_found_is_named(copy):
+def test_unknown_backbone_is_named(copy):
     edit_config(copy, passage_encoder_kwargs={"model_name_or_path": "nobody/nothing"}, shared_encoder=False)
     with pytest.raises(FileNotFoundError, match="nobody/nothing"):
         checkpoint.load(str(copy))
 
 
-def test_a_backbone_of_another_width_is_named(copy):
+def test_backbone_with_another_width_is_named(copy):
     config = json.loads((copy / "config.json").read_text())
     config["query_encoder_kwargs"]["base_encoder_output_dim"] = 32
     (copy / "config.json").write_text(json.dumps(config))
@@ -157,14 +157,14 @@ def test_a_backbone_of_another_width_is_named(copy):
         checkpoint.load(str(copy))
 
 
-def test_a_saved_checkpoint_needs_no_other_file(golden, tmp_path):
+def test_saved_checkpoint_loads_without_other_files(golden, tmp_path):
     model, _ = checkpoint.load(str(golden / NAME))
     checkpoint.save(model, tmp_path / "elsewhere" / "saved")
     again, _ = checkpoint.load(str(tmp_path / "elsewhere" / "saved"))
     assert again.state_dict().keys() == model.state_dict().keys()
 
 
-def test_saving_in_the_other_format_replaces_the_first(golden, tmp_path):
+def test_saving_in_another_format_replaces_the_weight_file(golden, tmp_path):
     model, _ = checkpoint.load(str(golden / NAME))
     checkpoint.save(model, tmp_path, format="safetensors")
     checkpoint.save(model, tmp_path, format="bin")
@@ -173,7 +173,7 @@ def test_saving_in_the_other_format_replaces_the_first(golden, tmp_path):
         checkpoint.save(model, tmp_path, format="onnx")
 
 
-def test_shared_weights_are_written_once_as_safetensors_and_under_both_prefixes_as_bin(golden, tmp_path):
+def test_shared_weights_are_stored_once_in_safetensors_and_twice_in_bin(golden, tmp_path):
     from safetensors.torch import load_file
 
     model, _ = checkpoint.load(str(golden / NAME))
@@ -186,7 +186,7 @@ def test_shared_weights_are_written_once_as_safetensors_and_under_both_prefixes_
     assert sizes[0] < 1.5 * sizes[1]
 
 
-def test_no_global_side_effects(golden):
+def test_loading_changes_no_global_state(golden):
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
@@ -196,7 +196,7 @@ def test_no_global_side_effects(golden):
     assert torch.get_default_dtype() == torch.float32
 
 
-def test_building_with_a_seed_repeats(golden):
+def test_build_with_a_seed_is_reproducible(golden):
     config = DualEncoderConfig.from_dict(json.loads((golden / NAME / "config.json").read_text()))
     first, same, other = (checkpoint.build(config, str(golden / NAME), seed=seed) for seed in (1, 1, 2))
     key = "query_encoder.weight_query_embeddings.0"
@@ -204,7 +204,7 @@ def test_building_with_a_seed_repeats(golden):
     assert not torch.equal(first.state_dict()[key], other.state_dict()[key])
 
 
-def test_the_released_initialisation_of_the_head(golden):
+def test_head_initialisation_matches_the_released_code(golden):
     config = json.loads((golden / "released_6layer_config.json").read_text())
     config["query_encoder_kwargs"]["converter_kwargs"]["vector_dimensions"] = [768, 768, 1]
     head = checkpoint.build(DualEncoderConfig.from_dict(config)).query_encoder
@@ -215,14 +215,14 @@ def test_the_released_initialisation_of_the_head(golden):
     assert not head.hyper_base_vectors[0].any()
 
 
-def test_names_that_are_neither_directory_nor_hub_id():
+def test_unknown_model_names_are_an_error():
     with pytest.raises(FileNotFoundError, match="Check the spelling"):
         checkpoint.load("no/such/directory")
     with pytest.raises(FileNotFoundError, match="cache"):
         checkpoint.load("nobody/nothing")
 
 
-def test_a_directory_without_and_with_a_foreign_configuration(golden, tmp_path):
+def test_missing_and_foreign_configurations_are_an_error(golden, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config.json"):
         checkpoint.load(str(tmp_path))
     with pytest.raises(ValueError, match="BiEncoder"):
@@ -240,7 +240,7 @@ def fill_hub_cache(cache: Path, repo: str, revision: str, source: Path) -> None:
     (home / "refs" / revision).write_text(f"{revision}-commit")
 
 
-def test_hub_ids_come_from_the_cache_with_their_revision(golden, tmp_path, monkeypatch):
+def test_hub_ids_load_from_the_cache_with_their_revision(golden, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -263,7 +263,7 @@ def test_hub_ids_come_from_the_cache_with_their_revision(golden, tmp_path, monke
         checkpoint.load("someone/tiny", revision="other")
 
 
-def test_the_wrong_class_names_the_right_one(golden, tmp_path):
+def test_wrong_encoder_class_names_the_right_one(golden, tmp_path):
     with pytest.raises(ValueError, match=r"Hypencoder\("):
         BiEncoder(golden / NAME).encode_docs(["a"])
     config = DualEncoderConfig.from_dict(json.loads((golden / NAME / "config.json").read_text()))
@@ -282,7 +282,7 @@ def test_the_wrong_class_names_the_right_one(golden, tmp_path):
     torch.testing.assert_close(queries.flatten()[0], torch.from_numpy(vectors[0]), rtol=0, atol=1e-5)
 
 
-def test_q_nets_may_be_read_under_other_options(copy, golden, docs, topics):
+def test_qnet_options_override_the_checkpoint(copy, golden, docs, topics):
     given, queries = Hypencoder(golden / NAME, device="cpu", qnet={"do_residual": False}), list(topics["query"])
     config = json.loads((copy / "config.json").read_text())["query_encoder_kwargs"]
     config["converter_kwargs"]["do_residual"] = False
@@ -299,6 +299,6 @@ def test_q_nets_may_be_read_under_other_options(copy, golden, docs, topics):
 
 
 @pytest.mark.parametrize("qnet", [{"vector_dimensions": [24, 1]}, {"inner_product_skip": True}, {"residual": False}])
-def test_options_that_q_nets_cannot_be_read_under(golden, qnet):
-    with pytest.raises(ValueError, match=f"qnet has unknown options: {next(iter(qnet))}\. Known options are .*do_residual"):
+def test_unknown_qnet_options_are_refused(golden, qnet):
+    with pytest.raises(ValueError, match=rf"qnet has unknown options: {next(iter(qnet))}\. Known options are .*do_residual"):
         Hypencoder(golden / NAME, qnet=qnet).qnet_spec  # noqa: B018

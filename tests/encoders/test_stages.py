@@ -83,7 +83,7 @@ THREE = ["stored vectors", "loaded doc_vec", "text"]
 
 
 @pytest.mark.parametrize("way", SCORERS)
-def test_any_candidate_list_gets_the_retrievers_scores(index, model, candidates, full, way):
+def test_scorer_gives_the_retrievers_scores(index, model, candidates, full, way):
     results = SCORERS[way](index, model)(candidates)
     assert_same_scores(results, full)
     assert results["score"].dtype == np.float32 and results["rank"].dtype == np.int64
@@ -96,7 +96,7 @@ def test_any_candidate_list_gets_the_retrievers_scores(index, model, candidates,
 
 
 @pytest.mark.parametrize("way", ["stored vectors", "text"])
-def test_a_bi_encoder_scores_by_inner_products(bi_index, bi, candidates, way):
+def test_bi_encoder_scores_are_inner_products(bi_index, bi, candidates, way):
     results = SCORERS[way](bi_index, bi)(candidates)
     queries = dict(
         zip(candidates["query"].unique(), bi.encode_queries(list(candidates["query"].unique())).flatten(), strict=True)
@@ -107,13 +107,13 @@ def test_a_bi_encoder_scores_by_inner_products(bi_index, bi, candidates, way):
 
 
 @pytest.mark.parametrize("way", THREE)
-def test_the_candidate_list_does_not_matter(index, model, candidates, full, way):
+def test_scores_do_not_depend_on_other_candidates(index, model, candidates, full, way):
     scorer = SCORERS[way](index, model)
     for some in (candidates.iloc[:1], candidates[candidates["qid"] == "q2"], candidates.iloc[::-7]):
         assert_same_scores(scorer(some), full)
 
 
-def test_stored_vectors_break_ties_by_docid_and_text_by_the_order_given(index, model, candidates):
+def test_ties_are_ordered_by_docid_or_by_input_order(index, model, candidates):
     given = candidates.assign(place=np.arange(len(candidates)))
     given = given.assign(number=[int(docno[1:]) for docno in given["docno"]])
     by_docid, by_place = index.scorer(model)(given), model.text_scorer()(given)
@@ -123,7 +123,7 @@ def test_stored_vectors_break_ties_by_docid_and_text_by_the_order_given(index, m
 
 
 @pytest.mark.parametrize("way", THREE)
-def test_queries_come_in_their_first_order(index, model, candidates, way):
+def test_queries_keep_the_order_of_first_occurrence(index, model, candidates, way):
     results = SCORERS[way](index, model)(candidates)
     assert list(results["qid"].unique()) == list(candidates["qid"].unique())
     assert results.index.equals(pd.RangeIndex(len(candidates)))
@@ -138,7 +138,7 @@ def test_scorers_never_change_their_input(index, model, candidates, way):
 
 @pytest.mark.parametrize("way", THREE)
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_scoring_in_batches_does_not_matter(index, model, candidates, full, way, batch_size):
+def test_scorer_batch_size_does_not_matter(index, model, candidates, full, way, batch_size):
     scorer = SCORERS[way](index, model)
     (scorer[1] if way == "loaded doc_vec" else scorer).batch_size = batch_size
     assert_same_scores(scorer(candidates), full)
@@ -154,7 +154,7 @@ def test_repeated_documents_are_all_scored(index, model, candidates, full, way):
 
 
 @pytest.mark.parametrize("way", SCORERS)
-def test_no_candidates_give_an_empty_frame_of_the_same_dtypes(index, model, candidates, way):
+def test_empty_candidates_give_an_empty_frame_with_the_same_dtypes(index, model, candidates, way):
     scorer = SCORERS[way](index, model)
     columns = ["qid", "query", "docno", "text"]
     found = scorer(candidates.iloc[:0][columns])
@@ -162,7 +162,7 @@ def test_no_candidates_give_an_empty_frame_of_the_same_dtypes(index, model, cand
     assert set(found.columns) == set(scorer(candidates[columns]).columns)
 
 
-def test_doc_vec_comes_before_stored_vectors_and_text(index, model, candidates, full):
+def test_doc_vec_takes_precedence_over_stored_vectors_and_text(index, model, candidates, full):
     renamed = index.vec_loader()(candidates).assign(text="something else", docno="not indexed " + candidates["docno"])
     expected = full.assign(docno="not indexed " + full["docno"])
     assert_same_scores(index.scorer(model)(renamed), expected)
@@ -177,7 +177,7 @@ def test_unknown_docnos_are_named(index, model, candidates):
 
 
 @pytest.mark.parametrize("docno", [7, None, float("nan")])
-def test_docnos_that_are_no_strings_say_how_to_convert(index, model, candidates, docno):
+def test_non_string_docnos_say_how_to_convert(index, model, candidates, docno):
     with pytest.raises(ValueError, match=r"docno must be a string.*astype\(str\)"):
         index.scorer(model)(candidates.head(2).assign(docno=pd.Series(["d001", docno], dtype=object).to_numpy()))
 
@@ -189,7 +189,7 @@ def test_missing_columns_are_refused(model, candidates, missing):
 
 
 @pytest.mark.parametrize("missing", ["qid", "docno", "query"])
-def test_stored_vectors_need_no_text_but_the_other_columns(index, model, candidates, full, missing):
+def test_scorer_with_index_needs_no_text(index, model, candidates, full, missing):
     without = candidates.drop(columns="text")
     assert_same_scores(index.scorer(model)(without), full)
     with pytest.raises(pt.validate.InputValidationError, match="does not match"):
@@ -197,7 +197,7 @@ def test_stored_vectors_need_no_text_but_the_other_columns(index, model, candida
 
 
 @pytest.mark.parametrize("text", [None, float("nan"), 3])
-def test_texts_that_are_no_strings_are_named(model, candidates, text):
+def test_non_string_texts_are_named(model, candidates, text):
     broken = candidates.head(2).assign(docno=["good", "bad"], text=pd.Series(["fine", text], dtype=object).to_numpy())
     with pytest.raises(ValueError, match="Document 'bad' must have a string in text"):
         model.text_scorer()(broken)
@@ -210,12 +210,12 @@ def test_text_may_come_from_several_fields(model, candidates, full):
     assert_same_scores(HypencoderScorer(model=model, text_field=["title", "body"])(split), full)
 
 
-def test_without_index_doc_vec_and_model_it_asks_for_a_model(candidates):
+def test_scorer_without_model_asks_for_one(candidates):
     with pytest.raises(ValueError, match="need a model"):
         HypencoderScorer()(candidates)
 
 
-def test_vectors_on_both_sides_need_neither_model_nor_index():
+def test_query_vec_and_doc_vec_need_neither_model_nor_index():
     frame = pd.DataFrame({"qid": "a", "docno": ["x", "y"], "query_vec": [np.array([1.0, 2.0])] * 2})
     frame = frame.assign(doc_vec=[np.array([3.0, 4.0]), np.array([30.0, 40.0])])
     results = HypencoderScorer()(frame)
@@ -225,12 +225,12 @@ def test_vectors_on_both_sides_need_neither_model_nor_index():
 @pytest.mark.parametrize(
     "vectors", [[np.ones(24), np.ones(23)], [np.ones(24), None], [1.0, 2.0], [["a"], ["b"]]], ids=range(4)
 )
-def test_doc_vecs_that_are_no_vectors_of_one_size_are_refused(index, model, candidates, vectors):
+def test_doc_vec_must_have_one_size(index, model, candidates, vectors):
     with pytest.raises(ValueError, match="doc_vec must contain one vector"):
         index.scorer(model)(candidates.head(2).assign(doc_vec=vectors))
 
 
-def test_doc_vecs_of_another_model_are_refused(index, model, candidates):
+def test_doc_vec_of_another_model_is_refused(index, model, candidates):
     with pytest.raises(ValueError, match="Document vectors must have shape"):
         index.scorer(model)(candidates.head(2).assign(doc_vec=[np.ones(8)] * 2))
 
@@ -240,7 +240,7 @@ def test_doc_vecs_of_another_model_are_refused(index, model, candidates):
     [("device", "tpu"), ("precision", "fp64"), ("batch_size", 0), ("batch_size", 1.5), ("qnet_width", 0), ("qnet_width", 25)],
 )
 @pytest.mark.parametrize("way", ["stored vectors", "text, scorer without index"])
-def test_bad_options_of_scorers_are_refused(index, model, candidates, option, value, way):
+def test_invalid_scorer_options_are_refused(index, model, candidates, option, value, way):
     scorer = SCORERS[way](index, model)
     setattr(scorer, option, value)
     with pytest.raises(ValueError, match=f"{option.removeprefix('qnet_')} must be"):
@@ -248,7 +248,7 @@ def test_bad_options_of_scorers_are_refused(index, model, candidates, option, va
 
 
 @pytest.mark.parametrize("way", ["stored vectors", "text, scorer without index"])
-def test_scorers_narrow_as_the_retriever_does(index, model, topics, candidates, full, way):
+def test_scorers_narrow_like_the_retriever(index, model, topics, candidates, full, way):
     scorer = SCORERS[way](index, model)
     scorer.qnet_width = 5
     narrow = index.retriever(model, qnet_width=5)(topics)
@@ -257,7 +257,7 @@ def test_scorers_narrow_as_the_retriever_does(index, model, topics, candidates, 
     assert_same_scores(scorer(candidates), full)
 
 
-def test_a_model_that_does_not_fit_the_index_is_refused(index, golden, candidates):
+def test_model_that_does_not_fit_the_index_is_refused(index, golden, candidates):
     other = Hypencoder(golden / "tiny_2l_mean_separate_reslast", device="cpu")
     with pytest.raises(ValueError, match="document encoder") as error:
         index.scorer(other)(candidates)
@@ -265,14 +265,14 @@ def test_a_model_that_does_not_fit_the_index_is_refused(index, golden, candidate
 
 
 def count_texts(monkeypatch, method: str) -> list[str]:
-    """Collects what encoders are given."""
+    """Record the texts that encoders receive."""
     given: list[str] = []
     encode = getattr(Encoder, method)
     monkeypatch.setattr(Encoder, method, lambda self, texts: given.extend(texts) or encode(self, texts))
     return given
 
 
-def test_every_text_and_query_is_encoded_once(model, candidates, monkeypatch):
+def test_equal_texts_and_queries_are_encoded_once(model, candidates, monkeypatch):
     queries, texts = count_texts(monkeypatch, "encode_queries"), count_texts(monkeypatch, "encode_docs")
     model.text_scorer()(candidates)
     assert sorted(queries) == sorted(candidates["query"].unique())
@@ -282,7 +282,7 @@ def test_every_text_and_query_is_encoded_once(model, candidates, monkeypatch):
 # HypencoderScorer.score, for pyterrier_dr and pyterrier_adaptive
 
 
-def test_score_gives_queries_by_documents(index, model, topics, full):
+def test_score_returns_queries_by_documents(index, model, topics, full):
     docids = np.array([5, 3, 3, 119])
     scores = index.scorer(model).score(np.stack(model.query_encoder()(topics)["query_vec"]), docids)
     assert scores.shape == (5, 4) and scores.dtype == np.float32
@@ -292,7 +292,7 @@ def test_score_gives_queries_by_documents(index, model, topics, full):
         np.testing.assert_allclose(row, [expected[qid, docid] for docid in docids], rtol=0, atol=tolerance)
 
 
-def test_score_takes_query_vectors_single_ones_and_lists(index):
+def test_score_takes_one_or_more_query_vectors(index):
     scorer = index.scorer()
     vectors = np.random.default_rng(0).standard_normal((2, 24))
     expected = vectors @ index.vectors[[7, 9]].T
@@ -301,7 +301,7 @@ def test_score_takes_query_vectors_single_ones_and_lists(index):
     assert scorer.score(vectors, np.empty(0, dtype=np.int64)).shape == (2, 0)
 
 
-def test_score_narrows(index, model, topics):
+def test_score_narrows_qnets(index, model, topics):
     flat = np.stack(model.query_encoder()(topics)["query_vec"])
     scorer = index.scorer(model)
     wide = scorer.score(flat, np.arange(120))
@@ -310,12 +310,12 @@ def test_score_narrows(index, model, topics):
 
 
 @pytest.mark.parametrize("docids", [[-1], [120], [0, 10**9], [2**32]])
-def test_docids_of_another_index_are_refused(index, docids):
+def test_docids_out_of_range_are_refused(index, docids):
     with pytest.raises(ValueError, match="docids must be between 0 and 119"):
         index.scorer().score(np.ones((1, 24)), np.array(docids))
 
 
-def test_score_refuses_vectors_of_a_wrong_length(index):
+def test_score_refuses_query_vectors_of_wrong_length(index):
     with pytest.raises(ValueError, match="24 or .* got 25"):
         index.scorer().score(np.ones((1, 25)), np.array([0]))
 
@@ -329,7 +329,7 @@ def test_score_without_index_says_what_to_do(model):
 
 
 @pytest.mark.parametrize("which", ["hypencoder", "bi-encoder"])
-def test_searching_with_query_vec_is_searching_with_the_query(which, index, bi_index, model, bi, topics):
+def test_query_vec_gives_the_results_of_the_query(which, index, bi_index, model, bi, topics):
     index, model = (index, model) if which == "hypencoder" else (bi_index, bi)
     expected = index.retriever(model)(topics)
     vectors = model.query_encoder()(topics)
@@ -358,7 +358,7 @@ def test_query_encoder_encodes_equal_queries_once(model, topics, monkeypatch):
     np.testing.assert_allclose(np.stack(found), np.stack([*expected, *expected.iloc[::-1]]), atol=1e-5)
 
 
-def test_encoders_of_nothing_add_an_empty_column(model):
+def test_encoders_add_an_empty_column_to_empty_frames(model):
     assert list(model.query_encoder()(pd.DataFrame(columns=["qid", "query"])).columns) == ["qid", "query", "query_vec"]
     assert list(model.doc_encoder()(pd.DataFrame(columns=["docno", "text"])).columns) == ["docno", "text", "doc_vec"]
 
@@ -370,25 +370,25 @@ def test_encoders_refuse_frames_without_their_text(model, stage):
 
 
 @pytest.mark.parametrize(("size", "expected"), [(23, "24 or "), (1, "24 or "), (3769, "24 or ")])
-def test_query_vecs_of_a_wrong_length_are_refused(index, model, size, expected):
+def test_query_vec_of_wrong_length_is_refused(index, model, size, expected):
     topics = pd.DataFrame({"qid": ["a"], "query_vec": [np.ones(size)]})
     with pytest.raises(ValueError, match=f"query_vec must contain {expected}{model.qnet_spec.size} numbers.*got {size}"):
         index.retriever(model)(topics)
 
 
 @pytest.mark.parametrize("vectors", [[np.ones(24), np.ones(23)], [np.ones(24), None], ["a", "b"], [1, 2]], ids=range(4))
-def test_query_vecs_that_are_no_vectors_of_one_size_are_refused(index, model, vectors):
+def test_query_vec_must_have_one_size(index, model, vectors):
     with pytest.raises(ValueError, match="query_vec must contain one vector"):
         index.retriever(model)(pd.DataFrame({"qid": ["a", "b"], "query_vec": vectors}))
 
 
-def test_a_vector_of_the_documents_size_is_an_inner_product_on_any_index(index, model):
+def test_query_vec_of_document_size_is_an_inner_product(index, model):
     vector = np.random.default_rng(0).standard_normal(24)
     results = index.retriever(model)(pd.DataFrame({"qid": ["a"], "query_vec": [vector]}))
     np.testing.assert_allclose(results["score"], (index.vectors @ vector)[results["docid"]], rtol=1e-4, atol=1e-5)
 
 
-def test_vectors_from_elsewhere_on_both_sides(tmp_path, bi, docs, topics):
+def test_external_vectors_work_for_queries_and_documents(tmp_path, bi, docs, topics):
     index = HypencoderIndexer(tmp_path / "vectors.hyp", dtype="fp32").index(bi.doc_encoder()(pd.DataFrame(docs)))
     assert index.model() is None
     results = (bi.query_encoder() >> index.retriever())(topics)
@@ -415,13 +415,13 @@ def test_doc_encoder_adds_the_models_vectors(model, docs):
 
 
 @pytest.mark.parametrize("batch_size", [1, 7])
-def test_doc_encoder_in_batches_gives_the_same_vectors(model, docs, batch_size):
+def test_doc_encoder_batch_size_does_not_matter(model, docs, batch_size):
     frame = pd.DataFrame(docs[:20])
     expected = np.stack(model.doc_encoder()(frame)["doc_vec"])
     np.testing.assert_allclose(np.stack(model.doc_encoder(batch_size=batch_size)(frame)["doc_vec"]), expected, atol=1e-5)
 
 
-def test_doc_encoder_of_several_fields_joins_them(model):
+def test_doc_encoder_joins_several_fields(model):
     frame = pd.DataFrame({"docno": list("abc"), "title": ["Heart", "", None], "body": ["of gold", " gold ", "comet"]})
     found = model.doc_encoder(text_field=["title", "body"])(frame)["doc_vec"]
     np.testing.assert_allclose(np.stack(found), model.encode_docs(["Heart of gold", "gold", "comet"]), atol=1e-5)
@@ -453,7 +453,7 @@ def test_vec_loader_names_unknown_docnos(index):
         index.vec_loader()(pd.DataFrame({"docno": ["d001", "nope"]}))
 
 
-def test_a_cutoff_goes_before_the_vec_loader(index, candidates):
+def test_cutoff_fuses_before_the_vec_loader(index, candidates):
     pipeline = pt.Transformer.identity() >> index.vec_loader() % 3
     ranked = candidates.assign(rank=candidates.groupby("qid").cumcount())
     pd.testing.assert_frame_equal(pipeline.compile()(ranked), pipeline(ranked))
@@ -463,7 +463,7 @@ def test_a_cutoff_goes_before_the_vec_loader(index, candidates):
 # A real bi-encoder
 
 
-def test_a_real_bi_encoder_goes_through_all_stages(minilm, tmp_path):
+def test_bi_encoder_works_in_all_stages(minilm, tmp_path):
     docs = [
         {"docno": "sun", "text": "The sun is a star at the centre of the solar system."},
         {"docno": "soup", "text": "Tomatoes, onions and basil make a simple soup."},
