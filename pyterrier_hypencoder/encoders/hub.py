@@ -68,21 +68,17 @@ def local_directory(name_or_path: str, revision: str | None = None) -> Path | No
         return Path(name_or_path)
     if name_or_path and (_BUNDLED / name_or_path / CONFIG_FILE).is_file():
         return _BUNDLED / name_or_path
-    if name_or_path not in _WHEELS or revision is not None:
-        return None
-    directory = _find_in_wheel(_WHEELS[name_or_path])
-    if directory is not None:
-        logger.info("%s: using the local copy in %s instead of the hub", name_or_path, directory)
-    return directory
+    return _find_in_wheel(name_or_path) if name_or_path in _WHEELS and revision is None else None
 
 
-@cache
-def _find_in_wheel(module: str) -> Path | None:
-    """Return the model directory of an installed wheel without running its code; None if there is none."""
-    spec = importlib.util.find_spec(module)
+@cache  # so the log says it once
+def _find_in_wheel(name: str) -> Path | None:
+    """Return the directory of a model in its installed wheel, without running the wheel's code; None if there is none."""
+    spec = importlib.util.find_spec(_WHEELS[name])
     for root in (spec.submodule_search_locations or []) if spec is not None else []:
         for config in sorted(Path(root).rglob(CONFIG_FILE), key=lambda path: len(path.parts)):
-            if any((config.parent / name).is_file() for name in ("model.safetensors", "pytorch_model.bin")):
+            if any((config.parent / file).is_file() for file in ("model.safetensors", "pytorch_model.bin")):
+                logger.info("%s: using the local copy in %s instead of the hub", name, config.parent)
                 return config.parent
     return None
 

@@ -76,6 +76,7 @@ def test_minilm_hub_id_loads_the_wheels_files(minilm):
     assert named.record()["name"] == "sentence-transformers/all-MiniLM-L6-v2"
 
 
+@pytest.mark.slow
 def test_bundled_model_beats_minilm_on_documentation(bundled, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
     from shared import apidocs

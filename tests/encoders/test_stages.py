@@ -34,6 +34,12 @@ def bi_index(bi, docs, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def index(fp32_index):
+    """Return the index in float32, because scores of stored vectors are compared with scores of encoded text."""
+    return fp32_index
+
+
+@pytest.fixture(scope="module")
 def full(index, model, topics):
     """The retriever's scores of all documents."""
     return index.retriever(model)(topics)

