@@ -88,7 +88,7 @@ def index_copy(index, tmp_path):
 
 @pytest.fixture(scope="session")
 def rows_file(texts, tmp_path_factory) -> Path:
-    """Return a file with eight training rows: the first words of a document as query, and four documents with teacher scores."""
+    """Return a file with eight training rows: a query from a document, and four documents with teacher scores."""
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     docs = [doc for doc in texts["docs"] if len(doc["text"].split()) > 8][:32]
     kinds = ["positive", "negative", "negative", "negative"]
