@@ -171,7 +171,7 @@ def test_score_of_no_document_and_of_one_document():
 
 @pytest.mark.parametrize("shape", [(5, 7), (8,), (2, 5, 8), (1, 3, 5, 8)])
 def test_score_refuses_vectors_of_wrong_shape(shape):
-    with pytest.raises(ValueError, match="Document vectors .* must have|Document vectors must have"):
+    with pytest.raises(ValueError, match="Document vectors"):
         random_qnets(QNetSpec((8, 8, 1))).score(torch.zeros(shape))
 
 

