@@ -1,4 +1,4 @@
-"""Citizenship in PyTerrier: pipelines, experiments, tuning, pickling, inspection."""
+"""Contracts over all transformers: operators, experiments, tuning, pickling, equality, inspection."""
 
 from __future__ import annotations
 
@@ -14,325 +14,64 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 import pytest
-from pyterrier._ops import Compose
+from result_checks import assert_same_results, count_calls, score_by_document
 
-from pyterrier_hypencoder import (
-    BiEncoder,
-    Hypencoder,
-    HypencoderIndex,
-    HypencoderIndexer,
-    HypencoderRetriever,
-    HypencoderScorer,
-)
-from pyterrier_hypencoder.encoders.stages import DocEncoder
-from pyterrier_hypencoder.transformers.pipeline import IndexedPipeline
+from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndexer, HypencoderRetriever, HypencoderScorer
 from pyterrier_hypencoder.transformers.vec_loader import VecLoader
 
+
 METRICS = [ir_measures.nDCG @ 10, ir_measures.RR, ir_measures.R @ 50]
-
-
-@pytest.fixture(scope="module")
-def full(index, model, topics):
-    """The exhaustive ranking."""
-    return index.retriever(model)(topics)
-
-
-@pytest.fixture(scope="module")
-def bm25(topics, docs):
-    """Stands in for a lexical retriever: 40 documents of each query in a fixed order."""
-    frame = topics[["qid"]].merge(pd.DataFrame({"docno": [doc["docno"] for doc in docs]}), how="cross")
-    frame = frame.sample(frac=1, random_state=1).groupby("qid").head(40).sort_values("qid", kind="stable")
-    rank = frame.groupby("qid").cumcount()
-    return pt.Transformer.from_df(frame.assign(rank=rank, score=100.0 - rank).reset_index(drop=True))
-
-
-@pytest.fixture(scope="module")
-def qrels(full):
-    """Relevant is every fourth of the best, so that no system is perfect."""
-    relevant = full[full["rank"].isin([1, 5, 9, 15])]
-    return relevant[["qid", "docno"]].assign(label=1)
-
-
-@pytest.fixture
-def retriever(index, model):
-    return index.retriever(model)
-
-
-@pytest.fixture
-def indexer(tmp_path, model):
-    return HypencoderIndexer(tmp_path / "new.hyp", model, dtype="fp32")
-
-
-def assert_same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
-    """Equal results, but for the rounding of scores, which the small model magnifies."""
-    keys = ["qid", "docno"]
-    columns = [column for column in expected.columns if column != "rank"]
-    found, expected = found[columns].sort_values(keys), expected[columns].sort_values(keys)
-    pd.testing.assert_frame_equal(found.reset_index(drop=True), expected.reset_index(drop=True), rtol=0, atol=6e-3)
-
-
-# Pipelines that index and search
-
-
-def test_indexer_then_retriever_builds_and_searches(indexer, docs, topics, full):
-    pipeline = indexer >> HypencoderRetriever()
-    built = pipeline.index(docs)
-    assert isinstance(built, HypencoderIndex) and len(built) == 120
-    assert_same(pipeline(topics), full)
-    assert_same(pipeline.transform(topics), full)
-    assert_same(pipeline.search(topics["query"][0], qid="q0"), full[full["qid"] == "q0"])
-
-
-def test_frames_of_documents_are_indexed_too(indexer, docs, topics, full):
-    pipeline = indexer >> HypencoderRetriever()
-    pipeline.index(pd.DataFrame(docs))
-    assert_same(pipeline(topics), full)
-
-
-@pytest.mark.parametrize(
-    "compose",
-    [
-        lambda indexer, retriever: indexer >> retriever % 10,
-        lambda indexer, retriever: (indexer >> retriever) % 10,
-        lambda indexer, retriever: indexer >> (retriever % 20) % 10,
-        lambda indexer, retriever: (indexer >> retriever % 10).compile(),
-        lambda indexer, retriever: ((indexer >> retriever) % 10).compile(),
-    ],
-)
-def test_cutoffs_may_follow(indexer, docs, topics, full, compose):
-    retriever = HypencoderRetriever()
-    pipeline = compose(indexer, retriever)
-    pipeline.index(docs)
-    assert_same(pipeline(topics), full[full["rank"] < 10])
-    assert retriever.num_results == 1000
-
-
-@pytest.mark.parametrize("grouped", [True, False])
-def test_rerankers_may_follow(indexer, index, model, docs, topics, full, grouped):
-    reranker = index.scorer(model, qnet_width=5)
-    retriever = HypencoderRetriever(num_results=20)
-    pipeline = indexer >> (retriever >> reranker) if grouped else indexer >> retriever >> reranker
-    pipeline.index(docs)
-    found = pipeline(topics)
-    assert_same(found, reranker(full[full["rank"] < 20]))
-    assert list(found.columns) == list(full.columns)
-
-
-def test_documents_may_be_prepared_before_the_indexer(indexer, docs, topics, full):
-    halves = [{"docno": doc["docno"], "body": doc["text"]} for doc in docs]
-    pipeline = pt.apply.text(lambda document: document["body"]) >> indexer
-    index = pipeline.index(halves)
-    assert_same(index.retriever(indexer.model)(topics), full)
-
-
-def test_encoded_documents_come_in_large_chunks(model, docs, topics, full, tmp_path, monkeypatch):
-    chunks = []
-    transform = DocEncoder.transform
-    monkeypatch.setattr(DocEncoder, "transform", lambda self, inp: chunks.append(len(inp)) or transform(self, inp))
-    index = (model.doc_encoder() >> HypencoderIndexer(tmp_path / "encoded.hyp", dtype="fp32")).index(iter(docs))
-    assert chunks == [120]
-    assert_same(index.retriever(model)(topics), full)
-
-
-def test_the_whole_may_follow_what_prepares_documents(indexer, docs, topics, full):
-    searcher = indexer >> HypencoderRetriever()
-    (pt.apply.text(lambda document: document["body"]) >> searcher).index({**doc, "body": doc["text"]} for doc in docs)
-    assert_same(searcher(topics), full)
-
-
-def test_a_retriever_after_docs_pipeline_and_indexer_says_what_to_do(indexer, docs):
-    pipeline = pt.apply.text(lambda document: document["text"]) >> indexer >> HypencoderRetriever()
-    with pytest.raises(TypeError, match=r"\(docs_pipeline >> indexer\)\.index\(corpus\)"):
-        pipeline.index(docs)
-    assert not os.path.exists(indexer.path)
-
-
-@pytest.mark.parametrize(
-    "searcher",
-    [
-        lambda model, bm25: model.query_encoder() >> HypencoderRetriever(num_results=200),
-        lambda model, bm25: pt.apply.query(lambda row: row["query"].lower()) >> (HypencoderRetriever(num_results=200) % 200),
-        lambda model, bm25: HypencoderRetriever(num_results=200) + bm25 * 0,
-    ],
-)
-def test_a_retriever_is_bound_wherever_it_stands_in_the_pipeline(indexer, model, bm25, docs, topics, full, searcher):
-    pipeline = indexer >> searcher(model, bm25)
-    pipeline.index(docs)
-    found = pipeline(topics).merge(full, on=["qid", "docno"], suffixes=("", "_full"))
-    assert len(found) > 0
-    np.testing.assert_allclose(found["score"], found["score_full"], rtol=1e-3, atol=2e-2)
-
-
-def test_documents_that_were_encoded_before_name_the_indexers_model(model, docs, tmp_path):
-    index = (model.doc_encoder() >> HypencoderIndexer(tmp_path / "x.hyp", model)).index(docs)
-    assert index.meta["model"]["fingerprint"] == model.fingerprint
-    assert index.model() == Hypencoder(model.name_or_path, doc_max_length=64, query_max_length=32)
-    wrong = [{"docno": "d", "doc_vec": np.ones(7, np.float32)}]
-    with pytest.raises(ValueError, match="24 numbers"):
-        HypencoderIndexer(tmp_path / "y.hyp", model).index(wrong)
-
-
-def test_what_is_built_is_what_is_searched(tmp_path, model, docs, topics):
-    indexer = HypencoderIndexer(tmp_path / "one.hyp", model)
-    pipeline = indexer >> HypencoderRetriever(num_results=5)
-    pipeline.index(docs)
-    indexer.path = tmp_path / "two.hyp"
-    pipeline.index(docs[:2])
-    assert set(pipeline(topics)["docno"]) <= {"d000", "d001"}
-
-
-def test_a_pipeline_binds_all_retrievers_or_none(tmp_path, model):
-    free, bound = HypencoderRetriever(), HypencoderRetriever(tmp_path / "other.hyp", model)
-    with pytest.raises(ValueError, match=r"other.hyp"):
-        _ = HypencoderIndexer(tmp_path / "x.hyp", model) >> (free + bound)
-    assert free._index is None
-
-
-@pytest.mark.parametrize("wrong", ["jfkback/hypencoder.6_layer", 3])
-def test_a_model_that_is_none_says_what_to_pass(tmp_path, docs, wrong):
-    with pytest.raises(ValueError, match=r"must be a Hypencoder\(...\) or a BiEncoder"):
-        HypencoderIndexer(tmp_path / "x.hyp", wrong).index(docs)
-    for path in (".", "", model_as_path := Hypencoder("x")):
-        with pytest.raises(ValueError, match="path must be the name of the index directory"):
-            HypencoderIndexer(path).index(docs)
-    assert model_as_path is not None and not list(tmp_path.iterdir())
-
-
-def test_the_same_index_by_a_relative_path_is_the_same(tmp_path, model, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    retriever = HypencoderRetriever()
-    _ = HypencoderIndexer("x.hyp", model) >> retriever
-    _ = HypencoderIndexer(tmp_path / "x.hyp", model) >> retriever
-    with pytest.raises(ValueError, match=r"other.hyp"):
-        _ = HypencoderIndexer("other.hyp", model) >> retriever
-
-
-def test_the_retriever_is_bound_in_place(indexer, model):
-    retriever = HypencoderRetriever(num_results=7)
-    pipeline = indexer >> retriever
-    assert pipeline.searcher is retriever
-    assert retriever.get_parameter("index") == indexer.path and retriever.model is model
-    assert retriever == HypencoderRetriever(indexer.path, model, num_results=7)
-
-
-def test_a_retrievers_own_model_is_kept(indexer, golden):
-    own = Hypencoder(golden / "tiny_6l_cls_shared", device="cpu", query_max_length=8)
-    retriever = HypencoderRetriever(model=own)
-    indexer >> retriever  # noqa: B018
-    assert retriever.model is own
-
-
-def test_a_bound_retriever_belongs_to_its_indexer(indexer, tmp_path, model):
-    retriever = HypencoderRetriever()
-    bound = copy.copy((indexer >> retriever).searcher)
-    assert (indexer >> retriever).searcher is retriever
-    with pytest.raises(ValueError, match=r"new\.hyp.*Use a new HypencoderRetriever\(\)") as error:
-        HypencoderIndexer(tmp_path / "second.hyp", model) >> retriever
-    assert "second.hyp" in str(error.value)
-    assert retriever == bound
-
-
-def test_a_retriever_of_an_index_is_no_part_of_another_indexers_pipeline(indexer, retriever):
-    with pytest.raises(ValueError, match=r"docs\.hyp"):
-        indexer >> retriever  # noqa: B018
-
-
-def test_searching_before_indexing_says_what_to_do(indexer, topics):
-    with pytest.raises(FileNotFoundError, match=r"new\.hyp.*Build it with HypencoderIndexer"):
-        (indexer >> HypencoderRetriever())(topics)
-
-
-def test_an_unbound_retriever_says_what_to_do(topics):
-    with pytest.raises(ValueError, match=r"HypencoderIndexer\(path, model\) >> HypencoderRetriever\(\)"):
-        (HypencoderRetriever() % 10)(topics)
-
-
-def test_an_index_built_again_is_searched_anew(tmp_path, model, docs, topics):
-    pipeline = HypencoderIndexer(tmp_path / "i.hyp", model, mode="overwrite") >> HypencoderRetriever()
-    pipeline.index(docs[:10])
-    assert len(pipeline(topics)) == 50
-    pipeline.index(docs[:20])
-    assert len(pipeline(topics)) == 100
-
-
-def test_scans_over_the_users_retriever_reach_the_pipeline(indexer, docs, topics, qrels):
-    retriever = HypencoderRetriever()
-    pipeline = indexer >> retriever
-    pipeline.index(docs)
-    table = pt.GridScan(pipeline, {retriever: {"num_results": [1, 2, 120]}}, topics, qrels, [ir_measures.R @ 1000])
-    assert list(table["R@1000"]) == [0.0, 0.25, 1.0]
-
-
-def test_compiling_fuses_and_still_indexes(indexer, docs, topics, full):
-    retriever = HypencoderRetriever()
-    compiled = (indexer >> retriever % 10 >> pt.Transformer.identity()).compile()
-    assert isinstance(compiled, IndexedPipeline) and compiled.searcher[0].num_results == 10
-    compiled.index(docs)
-    assert_same(compiled(topics), full[full["rank"] < 10])
-
-
-def test_cutoffs_fuse_into_the_pipeline_as_a_stage(indexer, docs, topics, full):
-    pipeline = pt.Transformer.identity() >> (indexer >> HypencoderRetriever()) % 5
-    compiled = (Compose(pt.Transformer.identity(), indexer >> HypencoderRetriever()) % 5).compile()
-    assert compiled[-1].searcher.num_results == 5
-    indexer.index(docs)
-    for each in (pipeline, compiled):
-        assert_same(each(topics), full[full["rank"] < 5])
 
 
 # Operators
 
 
-def scores_of(results: pd.DataFrame) -> pd.Series:
-    return results.set_index(["qid", "docno"])["score"].sort_index()
-
-
-def test_sum(retriever, bm25, topics, full):
-    expected = scores_of(full).add(scores_of(bm25(topics)), fill_value=0)
+def test_sum_adds_scores(retriever, bm25, topics, full):
+    expected = score_by_document(full).add(score_by_document(bm25(topics)), fill_value=0)
     found = (retriever + bm25)(topics)
-    np.testing.assert_allclose(scores_of(found), expected, atol=6e-3)
+    np.testing.assert_allclose(score_by_document(found), expected, atol=6e-3)
     assert len(found) == 600
 
 
-def test_product(retriever, topics, full):
-    np.testing.assert_allclose(scores_of((retriever * 2)(topics)), 2 * scores_of(full), atol=6e-3)
-    np.testing.assert_allclose(scores_of((0.5 * retriever)(topics)), 0.5 * scores_of(full), atol=6e-3)
+def test_product_scales_scores(retriever, topics, full):
+    np.testing.assert_allclose(score_by_document((retriever * 2)(topics)), 2 * score_by_document(full), atol=6e-3)
+    np.testing.assert_allclose(score_by_document((0.5 * retriever)(topics)), 0.5 * score_by_document(full), atol=6e-3)
 
 
-def test_union_and_intersection(retriever, bm25, topics, full):
-    best = set(scores_of(full[full["rank"] < 30]).index)
-    lexical = set(scores_of(bm25(topics)).index)
+def test_union_and_intersection_combine_documents(retriever, bm25, topics, full):
+    best = set(score_by_document(full[full["rank"] < 30]).index)
+    lexical = set(score_by_document(bm25(topics)).index)
     for operator, expected in ((retriever % 30 | bm25, best | lexical), (retriever % 30 & bm25, best & lexical)):
         found = operator(topics)
         assert set(zip(found["qid"], found["docno"], strict=True)) == expected and len(found) == len(expected)
 
 
-def test_concatenation(retriever, bm25, topics, full):
+def test_concatenation_appends_documents(retriever, bm25, topics, full):
     found = (retriever % 5 ^ bm25)(topics)
     first = found[found["rank"] < 5]
-    np.testing.assert_allclose(scores_of(first), scores_of(full[full["rank"] < 5]), atol=6e-3)
-    best, lexical = set(scores_of(full[full["rank"] < 5]).index), set(scores_of(bm25(topics)).index)
+    np.testing.assert_allclose(score_by_document(first), score_by_document(full[full["rank"] < 5]), atol=6e-3)
+    best, lexical = set(score_by_document(full[full["rank"] < 5]).index), set(score_by_document(bm25(topics)).index)
     assert set(zip(found["qid"], found["docno"], strict=True)) == best | lexical
 
 
-def test_features(index, model, bm25, topics, full):
+def test_feature_union_computes_both_scores(index, model, bm25, topics, full):
     found = (bm25 >> index.scorer(model) ** index.scorer(model, qnet_width=5))(topics)
     narrow = index.retriever(model, qnet_width=5)(topics)
-    expected = pd.DataFrame({"wide": scores_of(full), "narrow": scores_of(narrow)})
+    expected = pd.DataFrame({"wide": score_by_document(full), "narrow": score_by_document(narrow)})
     wanted = expected.loc[list(zip(found["qid"], found["docno"], strict=True))]
     np.testing.assert_allclose(np.stack(found["features"]), wanted, atol=6e-3)
     assert len(found) == 200
 
 
-def test_query_rewriting_before_the_retriever(retriever, topics):
+def test_query_rewriting_changes_results(retriever, topics):
     found = (pt.apply.query(lambda row: row["query"].upper()) >> retriever)(topics)
     expected = retriever(topics.assign(query=topics["query"].str.upper()))
-    assert_same(found[expected.columns], expected)
+    assert_same_results(found[expected.columns], expected)
     assert set(found["query_0"]) == set(topics["query"])
 
 
 @pytest.mark.parametrize("k", [0, 1, 10, 119, 120, 5000])
-def test_cutoffs_fuse_and_give_the_same_frame(retriever, topics, k):
+def test_cutoff_fuses_and_returns_the_same_frame(retriever, topics, k):
     retriever.num_results = 120
     pipeline = retriever % k
     compiled = pipeline.compile()
@@ -342,13 +81,13 @@ def test_cutoffs_fuse_and_give_the_same_frame(retriever, topics, k):
     assert retriever.num_results == 120
 
 
-def test_a_cutoff_never_widens(retriever, topics):
+def test_cutoff_never_adds_results(retriever, topics):
     retriever.num_results = 3
     assert len((retriever % 10).compile()(topics)) == 15
     assert len((retriever % 10 % 2).compile()(topics)) == 10
 
 
-def test_cutoffs_keep_all_other_arguments(index, model):
+def test_cutoff_keeps_all_other_arguments(index, model):
     options = {
         "precision": "bf16",
         "qnet_width": 3,
@@ -398,15 +137,15 @@ def test_experiment_per_query(systems, topics, qrels):
     "options", [{"batch_size": 2}, {"precompute_prefix": True}, {"plan": "tree", "verbose": False}], ids=str
 )
 @pytest.mark.filterwarnings("ignore:precompute_prefix", "ignore:There are shared")
-def test_plans_of_an_experiment_agree(systems, topics, qrels, options):
+def test_experiment_plans_agree(systems, topics, qrels, options):
     expected = pt.Experiment(systems, topics, qrels, METRICS)
     pd.testing.assert_frame_equal(pt.Experiment(systems, topics, qrels, METRICS, **options), expected)
 
 
 @pytest.mark.parametrize("options", [{"precompute_prefix": True}, {"plan": "tree", "verbose": False}], ids=str)
 @pytest.mark.filterwarnings("ignore:precompute_prefix", "ignore:There are shared")
-def test_equal_prefixes_are_searched_once(index, model, topics, qrels, options, monkeypatch):
-    searches = count(monkeypatch, HypencoderRetriever, "_search_batch")
+def test_experiment_searches_equal_prefixes_once(index, model, topics, qrels, options, monkeypatch):
+    searches = count_calls(monkeypatch, HypencoderRetriever, "_search_batch")
     systems = [index.retriever(model) >> index.scorer(model, qnet_width=width) for width in (2, 5)]
     pt.Experiment(systems, topics, qrels, METRICS, names=["2", "5"], **options)
     assert len(searches) == 1
@@ -423,38 +162,38 @@ def test_experiment_saves_runs_and_reuses_them(systems, topics, qrels, tmp_path)
     pd.testing.assert_frame_equal(pt.Experiment(broken, topics, qrels, METRICS, **options), expected)
 
 
-def test_experiment_validation_finds_impossible_pipelines(index, model, topics, qrels):
+def test_experiment_validation_refuses_impossible_pipelines(index, model, topics, qrels):
     for impossible in (index.scorer(model), index.retriever(model) >> index.retriever(model), model.query_encoder()):
         with pytest.raises(ValueError, match="Validation Report"):
             pt.Experiment([impossible], topics, qrels, METRICS, validate="error")
 
 
-def test_equal_transformers_in_one_experiment(index, model, topics, qrels):
+def test_equal_transformers_have_equal_rows_in_an_experiment(index, model, topics, qrels):
     table = pt.Experiment([index.retriever(model), index.retriever(model)], topics, qrels, METRICS)
     assert table.iloc[0].equals(table.iloc[1])
 
 
-# Other ways to run and tune
+# Running and tuning
 
 
-def test_iterators_and_lists_of_dictionaries(retriever, topics, full):
+def test_lists_and_iterators_of_dictionaries_are_searched(retriever, topics, full):
     records = topics.to_dict("records")
     listed = retriever(records)
     assert isinstance(listed, list)
     for found in (listed, retriever.transform_iter(iter(records))):
-        assert_same(pd.DataFrame(found).astype({"score": np.float32}), full)
+        assert_same_results(pd.DataFrame(found).astype({"score": np.float32}), full)
 
 
-def test_generators_of_batches(retriever, topics, full):
+def test_transform_gen_yields_batches(retriever, topics, full):
     batches = list(retriever.transform_gen(topics, batch_size=2))
     assert [batch["qid"].nunique() for batch in batches] == [2, 2, 1]
-    assert_same(pd.concat(batches), full)
+    assert_same_results(pd.concat(batches), full)
 
 
 @pytest.mark.parametrize(
     ("option", "values"), [("num_results", [1, 2, 10]), ("qnet_width", [1, 5, None]), ("precision", ["bf16", "fp32"])]
 )
-def test_grid_scan_gives_what_each_setting_gives(index, model, retriever, topics, qrels, option, values):
+def test_grid_scan_equals_separate_experiments(index, model, retriever, topics, qrels, option, values):
     pipeline = retriever % 50
     table = pt.GridScan(pipeline, {retriever: {option: values}}, topics, qrels, METRICS)
     separate = pt.Experiment([index.retriever(model, **{option: value}) % 50 for value in values], topics, qrels, METRICS)
@@ -465,24 +204,25 @@ def test_grid_scan_gives_what_each_setting_gives(index, model, retriever, topics
     ]
 
 
-def test_grid_search_sets_the_best(retriever, topics, qrels):
+def test_grid_search_sets_the_best_option(retriever, topics, qrels):
     best = pt.GridSearch(
         retriever, {retriever: {"num_results": [1, 40, 5], "algorithm": ["exhaustive"]}}, topics, qrels, "recall_50"
     )
     assert best is retriever and retriever.num_results == 40
 
 
-def test_grid_scan_of_an_unknown_option(retriever, topics, qrels):
+def test_grid_scan_refuses_unknown_options(retriever, topics, qrels):
     with pytest.raises(ValueError, match="temperature"):
         pt.GridScan(retriever, {retriever: {"temperature": [1]}}, topics, qrels, METRICS)
 
 
-def test_parallel(index, model, topics, full):
+def test_parallel_returns_the_same_results(index, model, topics, full):
     pipeline = (index.retriever(model, num_results=50) >> index.scorer(model)).parallel(2)
-    assert_same(pipeline(topics), index.scorer(model)(full[full["rank"] < 50]))
+    assert_same_results(pipeline(topics), index.scorer(model)(full[full["rank"] < 50]))
 
 
 # Arguments: pickling, equality, representation
+
 
 OBJECTS = {
     "encoder": lambda index, model: model,
@@ -515,7 +255,7 @@ def through_joblib(thing, tmp_path):
 
 
 @pytest.mark.parametrize("name", OBJECTS)
-def test_pickles_are_small_and_do_the_same(index, model, topics, docs, tmp_path, name):
+def test_pickled_objects_are_small_and_equal(index, model, topics, docs, tmp_path, name):
     thing = OBJECTS[name](index, model)
     expected = use(name, thing, topics, docs)  # opens networks and memory maps
     assert len(pickle.dumps(thing)) < 4000
@@ -555,7 +295,7 @@ def test_objects_of_equal_arguments_are_equal(index, model, topics, docs, name):
     ],
     ids=str,
 )
-def test_another_argument_makes_another_transformer(options):
+def test_different_arguments_make_different_transformers(options):
     arguments = {"index": "some.hyp", "model": Hypencoder("nobody/nothing")}
     plain, one, two = (HypencoderRetriever(**(arguments | more)) for more in ({}, options, options))
     assert one == two and hash(one) == hash(two) and repr(one) == repr(two)
@@ -571,7 +311,7 @@ def test_transformers_of_different_classes_differ():
     assert model.doc_encoder() != model.query_encoder()
 
 
-def test_representations_are_short_and_say_what_is_not_default():
+def test_representation_is_short_and_shows_non_default_arguments():
     model = Hypencoder("jfkback/hypencoder.6_layer", device="cuda")
     docnos = {f"docno {i}" for i in range(1000)}
     retriever = HypencoderRetriever("msmarco.hyp", model, num_results=100, allowed_docnos=docnos)
@@ -596,9 +336,12 @@ def test_representations_are_short_and_say_what_is_not_default():
         assert " items, " in repr(HypencoderRetriever(allowed_docnos=docnos))
 
 
-# Inspection: never opens an index or loads a model, so neither need exist
+# Inspection: never opens an index or loads a model, so neither needs to exist
+
 
 MODEL = Hypencoder("nobody/nothing")
+
+
 TRANSFORMERS = {
     "retriever": HypencoderRetriever("nowhere.hyp", MODEL),
     "unbound retriever": HypencoderRetriever(),
@@ -614,7 +357,10 @@ TRANSFORMERS = {
     >> HypencoderRetriever() % 10
     >> HypencoderScorer("nowhere.hyp", MODEL),
 }
+
+
 RANKED = ["docno", "docid", "score", "rank"]
+
 
 TestRetriever = pt.testing.transformer_test_class(lambda: TRANSFORMERS["retriever"])
 TestUnboundRetriever = pt.testing.transformer_test_class(lambda: TRANSFORMERS["unbound retriever"])
@@ -663,7 +409,7 @@ def test_inspection_refuses_what_transform_refuses(name):
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
-def test_attributes_are_the_constructors_arguments(name):
+def test_attributes_are_the_constructor_arguments(name):
     transformer = TRANSFORMERS[name]
     attributes = {attribute.name: attribute.value for attribute in pt.inspect.transformer_attributes(transformer)}
     assert type(transformer)(**attributes) == transformer
@@ -684,7 +430,7 @@ def test_transformers_have_no_subtransformers(name):
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
-def test_schematics_and_notebooks_draw_everything(name):
+def test_schematic_and_notebook_draw_every_transformer(name):
     transformer = TRANSFORMERS[name]
     label = pt.schematic.transformer_schematic(transformer).get("label")
     html = pt.schematic.draw(transformer)
@@ -692,7 +438,7 @@ def test_schematics_and_notebooks_draw_everything(name):
     assert "schematic" in transformer._repr_html_() and "<div" in html
 
 
-def test_schematics_of_pipelines_show_every_stage(index, model, bm25):
+def test_schematic_of_pipeline_shows_every_stage(index, model, bm25):
     retriever, scorer = index.retriever(model), index.scorer(model)
     html = pt.schematic.draw(retriever % 10 >> scorer >> index.vec_loader())
     assert all(label in html for label in ("Hypencoder", "% 10", "HypencoderScorer", "VecLoader"))
@@ -728,11 +474,3 @@ assert not found, found
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-
-
-def count(monkeypatch, owner: type, method: str) -> list[str]:
-    """Collects one entry for every call of a method."""
-    calls: list[str] = []
-    original = getattr(owner, method)
-    monkeypatch.setattr(owner, method, lambda self, *args: calls.append(method) or original(self, *args))
-    return calls
