@@ -46,11 +46,11 @@ def test_query_embedding_matches_the_released_code(numbers):
     encoder = numbers.model.query_encoder
     if "q_embedding_representation" not in numbers.arrays:
         with pytest.raises(ValueError, match="embedding_representation"):
-            encoder.embedding(torch.zeros(1, 2, 24), torch.ones(1, 2))
+            encoder.pool_queries(torch.zeros(1, 2, 24), torch.ones(1, 2))
         return
     for q in range(5):
         ids, mask = numbers.tokens("q", slice(q, q + 1))
-        found = encoder.embedding(encoder.hidden(ids, mask), mask)[0]
+        found = encoder.pool_queries(encoder.encode_tokens(ids, mask), mask)[0]
         torch.testing.assert_close(found, numbers.arrays["q_embedding_representation"][q], rtol=0, atol=1e-5)
 
 

@@ -78,7 +78,7 @@ class Encoder(ByArguments):
         with pt.tqdm(total=len(texts), desc="documents", disable=not self.verbose) as progress:
             for start in range(0, len(texts), _BUFFER):
                 buffer = texts[start : start + _BUFFER]
-                for positions, ids, mask in self._batches(buffer, self.doc_prefix, self.doc_max_length, by_length=True):
+                for positions, ids, mask in self._make_batches(buffer, self.doc_prefix, self.doc_max_length, by_length=True):
                     vectors[start + positions] = self._run(encoder, ids, mask, bf16).float().cpu().numpy()
                     progress.update(len(positions))
         return vectors
@@ -101,7 +101,7 @@ class Encoder(ByArguments):
         bf16 = self._use_bf16("query")
         parts = []
         with pt.tqdm(total=len(texts), desc="queries", disable=not self.verbose) as progress:
-            for positions, ids, mask in self._batches(texts, self.query_prefix, self.query_max_length, by_length=False):
+            for positions, ids, mask in self._make_batches(texts, self.query_prefix, self.query_max_length, by_length=False):
                 parts.append(self._to_qnets(self._run(encoder, ids, mask, bf16)))
                 progress.update(len(positions))
         return QNets.cat(parts) if len(parts) > 1 else parts[0]
@@ -114,7 +114,7 @@ class Encoder(ByArguments):
         with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=bf16):
             return network(ids, mask)
 
-    def _batches(
+    def _make_batches(
         self, texts: Sequence[str], prefix: str, max_length: int, *, by_length: bool
     ) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
         """Yield mini-batches: positions of the texts (B,), token ids (B, T) and mask (B, T), padded to the longest text."""
@@ -170,9 +170,7 @@ class Encoder(ByArguments):
         return self._open("fingerprint", (self._make_load_key(), self.doc_prefix), self._compute_fingerprint)
 
     def _compute_fingerprint(self) -> str:
-        document = self._get_network("document")
-        details = (document.pooling, document.pool_padding, document.normalize, self.doc_prefix)
-        return checkpoint.compute_fingerprint(document.transformer, *details)
+        return checkpoint.compute_fingerprint(self._get_network("document"), self.doc_prefix)
 
     def record(self) -> dict[str, Any]:
         """Return what an index stores about the model, so that the encoder can be made again."""
@@ -195,11 +193,11 @@ class Encoder(ByArguments):
         return {key: value for key, value in self._get_arguments().items() if key not in skip and value != defaults[key]}
 
     def doc_encoder(self, *, text_field: TextField = "text", batch_size: int = _BUFFER, verbose: bool = False) -> DocEncoder:
-        """Return a transformer that adds ``doc_vec``; see :class:`~pyterrier_hypencoder.encoders.stages.DocEncoder`."""
+        """Return a transformer that adds ``doc_vec``; see :class:`.DocEncoder`."""
         return DocEncoder(self, text_field=text_field, batch_size=batch_size, verbose=verbose)
 
     def query_encoder(self) -> QueryEncoder:
-        """Return a transformer that adds ``query_vec``; see :class:`~pyterrier_hypencoder.encoders.stages.QueryEncoder`."""
+        """Return a transformer that adds ``query_vec``; see :class:`.QueryEncoder`."""
         return QueryEncoder(self)
 
     def text_scorer(
@@ -212,7 +210,7 @@ class Encoder(ByArguments):
         qnet_width: int | None = None,
         verbose: bool = False,
     ) -> TextScorer:
-        """Return a transformer that re-ranks documents by their text; see :class:`~pyterrier_hypencoder.encoders.stages.TextScorer`."""
+        """Return a transformer that re-ranks documents by their text; see :class:`.TextScorer`."""
         return TextScorer(
             self,
             text_field=text_field,

@@ -11,7 +11,8 @@ from ..options import check_choice
 from ..qnet import QNets, QNetSpec
 from . import checkpoint, hub
 from .base import Encoder
-from .networks import POOLINGS, TextEncoder
+from .networks import TextEncoder
+from .pooling import POOLINGS, read_pooling_settings
 
 
 class BiEncoder(Encoder):
@@ -92,7 +93,7 @@ class BiEncoder(Encoder):
             check_choice("pooling", self.pooling, POOLINGS)
         if checkpoint.find_config(self.name_or_path, self.revision) is not None:
             return self._load_dual_networks()
-        settings = hub.read_pooling_settings(self.name_or_path, self.revision, self.pooling, self.normalize)
+        settings = read_pooling_settings(self.name_or_path, self.revision, self.pooling, self.normalize)
         transformer = hub.load_transformer(self.name_or_path, self.revision)
         network = TextEncoder(transformer, settings.pooling, normalize=settings.normalize)
         return network, network, hub.load_tokenizer(self.name_or_path, self.revision)

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..options import check_choice
 from .checkpoint_config import ARCHITECTURES, DualEncoderConfig, is_dual_encoder, override_config
 from .hub import CONFIG_FILE, find_file, load_backbone_config, load_transformer, read_json
-from .networks import HypencoderDualEncoder, TextDualEncoder
+from .networks import HypencoderDualEncoder, TextDualEncoder, TextEncoder
 
 WEIGHT_FILES = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
 TRANSFORMER_PREFIXES = {side: f"{side}_encoder.transformer." for side in ("query", "passage")}
@@ -42,8 +43,8 @@ def read_config(name_or_path: str, revision: str | None = None) -> DualEncoderCo
     config = read_json(name_or_path, revision=revision)
     if config is None:
         raise FileNotFoundError(
-            f"{name_or_path!r} has no {CONFIG_FILE}. Check that it is a checkpoint. If it is on the hub, check that the hub can "
-            "be reached or that the model is in the local cache."
+            f"{name_or_path!r} has no {CONFIG_FILE}. Check that it is a checkpoint. If it is on the hub, check that the hub "
+            "can be reached or that the model is in the local cache."
         )
     if not is_dual_encoder(config):
         raise ValueError(
@@ -76,7 +77,7 @@ def load(
     Args:
         name_or_path: Directory or hub id.
         revision: Branch, tag or commit on the hub.
-        pool_padding: See :func:`pyterrier_hypencoder.encoders.networks.pool`.
+        pool_padding: See :func:`pyterrier_hypencoder.encoders.pooling.pool`.
         pooling: Replaces the pooling in the configuration.
         normalize: Replaces the normalisation in the configuration.
         qnet: Replaces options of :class:`pyterrier_hypencoder.QNetSpec`; see
@@ -108,7 +109,7 @@ def build(
         config: The configuration.
         name_or_path: Directory or hub id of the configuration, to find backbones that are named by a relative path.
         seed: Seed of the random weights.
-        pool_padding: See :func:`pyterrier_hypencoder.encoders.networks.pool`.
+        pool_padding: See :func:`pyterrier_hypencoder.encoders.pooling.pool`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -143,8 +144,8 @@ def read_weights(name_or_path: str, revision: str | None = None) -> dict[str, Te
         if path is not None:
             return _read_safetensors(path) if path.suffix == ".safetensors" else _read_bin(path)
     raise FileNotFoundError(
-        f"{name_or_path!r} has neither {' nor '.join(WEIGHT_FILES.values())}. Check that the checkpoint is complete and that the "
-        "machine is online."
+        f"{name_or_path!r} has neither {' nor '.join(WEIGHT_FILES.values())}. Check that the checkpoint is complete and that "
+        "the machine is online."
     )
 
 
@@ -187,10 +188,10 @@ def fit_weights(model: HypencoderDualEncoder, weights: dict[str, Tensor], name_o
     weights = {k: v for k, v in weights.items() if k in expected or not k.endswith((".position_ids", ".token_type_ids"))}
     if model.config.shared_encoder:
         weights = _copy_shared_transformer(weights, name_or_path)
-    problems = [f"{key} {_shape(expected[key])} is missing" for key in expected if key not in weights]
-    problems += [f"{key} {_shape(weights[key])} is unknown" for key in weights if key not in expected]
+    problems = [f"{key} {_list_shape(expected[key])} is missing" for key in expected if key not in weights]
+    problems += [f"{key} {_list_shape(weights[key])} is unknown" for key in weights if key not in expected]
     problems += [
-        f"{key} has shape {_shape(weights[key])} instead of {_shape(expected[key])}"
+        f"{key} has shape {_list_shape(weights[key])} instead of {_list_shape(expected[key])}"
         for key in expected
         if key in weights and weights[key].shape != expected[key].shape
     ]
@@ -198,8 +199,8 @@ def fit_weights(model: HypencoderDualEncoder, weights: dict[str, Tensor], name_o
         hidden = len(problems) - _MAX_PROBLEMS_SHOWN
         more = f" and {hidden} more" if hidden > 0 else ""
         raise ValueError(
-            f"The weights in {name_or_path!r} do not fit its {CONFIG_FILE}: {'; '.join(problems[:_MAX_PROBLEMS_SHOWN])}{more}. "
-            "Check that the two files belong together."
+            f"The weights in {name_or_path!r} do not fit its {CONFIG_FILE}: "
+            f"{'; '.join(problems[:_MAX_PROBLEMS_SHOWN])}{more}. Check that the two files belong together."
         )
     model.load_state_dict(weights)
 
@@ -213,13 +214,13 @@ def _copy_shared_transformer(weights: dict[str, Tensor], name_or_path: str) -> d
             twin = there + key.removeprefix(here)
             if not torch.equal(weights.setdefault(twin, weights[key]), weights[key]):
                 raise ValueError(
-                    f"{name_or_path!r} sets shared_encoder, but its weights {key} and {twin} differ. If they should differ, set "
-                    f"shared_encoder to false in its {CONFIG_FILE}."
+                    f"{name_or_path!r} sets shared_encoder, but its weights {key} and {twin} differ. If they should differ, "
+                    f"set shared_encoder to false in its {CONFIG_FILE}."
                 )
     return weights
 
 
-def _shape(tensor: Tensor) -> list[int]:
+def _list_shape(tensor: Tensor) -> list[int]:
     return list(tensor.shape)
 
 
@@ -251,8 +252,7 @@ def save(
     Raises:
         ValueError: If the format is unknown.
     """
-    if format not in WEIGHT_FILES:
-        raise ValueError(f"format must be one of {', '.join(map(repr, sorted(WEIGHT_FILES)))}, got {format!r}.")
+    check_choice("format", format, WEIGHT_FILES)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     _write_weights(_select_weights(model, weights, base, half, format), directory, format)
@@ -304,18 +304,22 @@ def describe_backbone(config: Any) -> dict[str, Any]:
     return options | {"model_type": config.model_type}
 
 
-def compute_fingerprint(transformer: nn.Module, *details: object) -> str:
-    """Compute a short digest of a text encoder from its float32 weights and further details.
+def compute_fingerprint(encoder: TextEncoder, prefix: str) -> str:
+    """Compute a short digest of everything that changes document vectors.
 
     The pooler is left out: no vector depends on it, and its weights are random in encoders that were saved without it.
 
     Args:
-        transformer: The transformer.
-        *details: Everything else that changes the vectors, such as pooling and prefix.
+        encoder: The document encoder. Its weights, pooling and normalisation enter the digest.
+        prefix: Text before every document.
+
+    Returns:
+        16 hexadecimal digits.
     """
+    details = (encoder.pooling, encoder.pool_padding, encoder.normalize, prefix)
     digest = hashlib.sha256(repr(details).encode())
-    for key, tensor in sorted(transformer.state_dict().items()):
+    for key, tensor in sorted(encoder.transformer.state_dict().items()):
         if not key.startswith("pooler.") and tensor.is_floating_point():
-            digest.update(f"{key}{_shape(tensor)}".encode())
+            digest.update(f"{key}{_list_shape(tensor)}".encode())
             digest.update(tensor.detach().cpu().float().contiguous().numpy().data)
     return digest.hexdigest()[:16]

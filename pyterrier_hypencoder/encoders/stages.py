@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 import torch
+from more_itertools import chunked
 from torch import Tensor
 
 from .. import scoring
@@ -114,12 +115,12 @@ class DocEncoder(ByArguments, pt.Transformer):
         pt.validate.columns(inp, includes=list_text_fields(self.text_field))
         texts = read_texts(inp, self.text_field)
         check_positive("batch_size", self.batch_size)
-        parts = [
-            vector
-            for start in pt.tqdm(range(0, len(texts), self.batch_size), desc="documents", disable=not self.verbose)
-            for vector in self.model.encode_docs(texts[start : start + self.batch_size])
-        ]
-        return inp.assign(doc_vec=pd.Series(parts, index=inp.index, dtype=object))
+        vectors: list[np.ndarray] = []
+        with pt.tqdm(total=len(texts), desc="documents", disable=not self.verbose) as progress:
+            for batch in chunked(texts, self.batch_size):
+                vectors.extend(self.model.encode_docs(batch))
+                progress.update(len(batch))
+        return inp.assign(doc_vec=pd.Series(vectors, index=inp.index, dtype=object))
 
     def subtransformers(self) -> dict[str, Any]:
         """Return nothing, because the model is not a stage."""
@@ -218,41 +219,42 @@ class TextScorer(ByArguments, pt.Transformer):
         """
         with pt.validate.any(inp) as modes:
             for query in ("query", "query_vec"):
-                for document in self._document_columns():
+                for document in self._list_document_columns():
                     modes.result_frame(extra_columns=[query, *document])
         check_positive("batch_size", self.batch_size)
         frame = inp.reset_index(drop=True)
-        scores = np.zeros(len(frame), dtype=np.float32)
-        ranks = np.zeros(len(frame), dtype=np.int64)
-        order: list[np.ndarray] = []
-        if len(frame):
-            vectors_at, ties = self._vectors(frame), self._ties(frame)
-            groups = group_rows(frame)
-            with pt.tqdm(total=len(groups), desc="queries", disable=not self.verbose) as progress:
-                for start in range(0, len(groups), self.batch_size):
-                    batch = groups[start : start + self.batch_size]
-                    qnets = self._qnets(frame.iloc[[rows[0] for rows in batch]])
-                    for q, rows in enumerate(batch):
-                        score = self._score(qnets.select([q]), vectors_at(rows))
-                        scores[rows] = score[0].cpu().numpy()
-                        ranked = rows[rank_rows(scores[rows], ties[rows])]
-                        ranks[ranked] = np.arange(len(ranked))
-                        order.append(ranked)
-                        progress.update()
-        result = frame.assign(score=scores, rank=ranks)
-        return result.iloc[np.concatenate(order)].reset_index(drop=True) if order else result
+        if not len(frame):
+            return frame.assign(score=np.zeros(0, dtype=np.float32), rank=np.zeros(0, dtype=np.int64))
+        groups, ties = group_rows(frame), self._get_tie_keys(frame)
+        scores = self._score_groups(frame, groups)
+        order = [rows[rank_rows(scores[rows], ties[rows])] for rows in groups]
+        ranks = [np.arange(len(rows)) for rows in groups]
+        ranked = frame.assign(score=scores).iloc[np.concatenate(order)].reset_index(drop=True)
+        return ranked.assign(rank=np.concatenate(ranks))
 
-    def _document_columns(self) -> list[list[str]]:
+    def _score_groups(self, frame: pd.DataFrame, groups: list[np.ndarray]) -> np.ndarray:
+        """Score the rows of each query, with the q-nets of ``batch_size`` queries in memory at a time."""
+        scores = np.zeros(len(frame), dtype=np.float32)
+        get_vectors = self._make_vector_lookup(frame)
+        with pt.tqdm(total=len(groups), desc="queries", disable=not self.verbose) as progress:
+            for batch in chunked(groups, self.batch_size):
+                qnets = self._make_qnets(frame.iloc[[rows[0] for rows in batch]])
+                for q, rows in enumerate(batch):
+                    scores[rows] = self._score(qnets.select([q]), get_vectors(rows))[0].cpu().numpy()
+                    progress.update()
+        return scores
+
+    def _list_document_columns(self) -> list[list[str]]:
         """Return sets of columns that describe a document; one of them is needed. Schematics show the first."""
         return [list_text_fields(self.text_field), ["doc_vec"]]
 
-    def _qnets(self, queries: pd.DataFrame) -> QNets:
+    def _make_qnets(self, queries: pd.DataFrame) -> QNets:
         return narrow_qnets(make_qnets(queries, self.model, None), self.qnet_width)
 
     def _score(self, qnets: QNets, vectors: Tensor) -> Tensor:
         return scoring.make_scorer(qnets, device=self.device, precision=self.precision)(vectors)
 
-    def _vectors(self, frame: pd.DataFrame) -> Any:
+    def _make_vector_lookup(self, frame: pd.DataFrame) -> Any:
         """Return a function that maps row numbers (n,) to vectors (n, D). A column ``doc_vec`` takes precedence."""
         if "doc_vec" in frame.columns:
             vectors = torch.from_numpy(read_vectors(frame, "doc_vec"))
@@ -263,7 +265,7 @@ class TextScorer(ByArguments, pt.Transformer):
         encoded = torch.from_numpy(self.model.encode_docs(list(texts)))
         return lambda rows: encoded[torch.from_numpy(codes[rows])]
 
-    def _ties(self, frame: pd.DataFrame) -> np.ndarray:
+    def _get_tie_keys(self, frame: pd.DataFrame) -> np.ndarray:
         """Return the keys that order documents of equal score: here their order in the frame."""
         return np.arange(len(frame))
 

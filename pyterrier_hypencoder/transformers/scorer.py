@@ -77,24 +77,24 @@ class HypencoderScorer(IndexTransformer, TextScorer):
         """
         return cls(build_example_index())
 
-    def _document_columns(self) -> list[list[str]]:
-        return super()._document_columns() if self._index is None else [[], ["doc_vec"]]
+    def _list_document_columns(self) -> list[list[str]]:
+        return super()._list_document_columns() if self._index is None else [[], ["doc_vec"]]
 
-    def _qnets(self, queries: pd.DataFrame) -> QNets:
+    def _make_qnets(self, queries: pd.DataFrame) -> QNets:
         if self._index is not None:
             return self._make_fitting_qnets(queries)
-        return super()._qnets(queries)
+        return super()._make_qnets(queries)
 
-    def _vectors(self, frame: pd.DataFrame) -> Any:
+    def _make_vector_lookup(self, frame: pd.DataFrame) -> Any:
         if self._index is None or "doc_vec" in frame.columns:
-            return super()._vectors(frame)
+            return super()._make_vector_lookup(frame)
         reader = self._open_reader()
         docids = reader.docnos.require(read_docnos(frame))
         return lambda rows: gather_vectors(reader, docids[rows])
 
-    def _ties(self, frame: pd.DataFrame) -> np.ndarray:
+    def _get_tie_keys(self, frame: pd.DataFrame) -> np.ndarray:
         if self._index is None or "doc_vec" in frame.columns:
-            return super()._ties(frame)
+            return super()._get_tie_keys(frame)
         return self._open_reader().docnos.find(read_docnos(frame))
 
     def score(self, query_vecs: np.ndarray, docids: np.ndarray) -> np.ndarray:

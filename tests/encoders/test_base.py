@@ -11,9 +11,8 @@ import torch
 
 from pyterrier_hypencoder import BiEncoder, Hypencoder
 from pyterrier_hypencoder.encoders import base as encoder
-from pyterrier_hypencoder.encoders import hub
 from pyterrier_hypencoder.encoders.loading import load_recorded_encoder
-from pyterrier_hypencoder.encoders.networks import POOLINGS, pool
+from pyterrier_hypencoder.encoders.pooling import POOLINGS, PoolingSettings, pool, read_pooling_settings
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
 
@@ -151,14 +150,14 @@ def test_pooling_is_read_from_sentence_transformers_files(tmp_path, files, pooli
         (tmp_path / "modules.json").write_text(json.dumps(modules))
         (tmp_path / "1_Pooling").mkdir()
         (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(files))
-    settings = hub.read_pooling_settings(str(tmp_path), None)
+    settings = read_pooling_settings(str(tmp_path), None)
     assert (settings.pooling, settings.normalize) == (pooling, normalize)
 
 
 def test_unsupported_sentence_transformers_modules_are_an_error(tmp_path):
     (tmp_path / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense", "path": "3_Dense"}]')
     with pytest.raises(ValueError, match="Dense"):
-        hub.read_pooling_settings(str(tmp_path), None)
+        read_pooling_settings(str(tmp_path), None)
 
 
 def test_minilm_uses_mean_pooling_and_normalisation(minilm):
@@ -354,10 +353,10 @@ def test_unknown_pooling_offline_is_an_error(tmp_path, monkeypatch):
     (home / "refs").mkdir()
     (home / "refs" / "main").write_text("commit")
     with pytest.raises(ValueError, match=r"Pass pooling=\.\.\. and normalize="):
-        hub.read_pooling_settings("acme/encoder", None)
+        read_pooling_settings("acme/encoder", None)
     (home / ".no_exist" / "commit").mkdir(parents=True)
     (home / ".no_exist" / "commit" / "modules.json").touch()
-    assert hub.read_pooling_settings("acme/encoder", None) == hub.PoolingSettings("mean", False)
+    assert read_pooling_settings("acme/encoder", None) == PoolingSettings("mean", False)
 
 
 def test_given_pooling_and_normalisation_need_no_files(bert, tmp_path):

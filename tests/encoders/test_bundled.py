@@ -108,5 +108,5 @@ def test_model_card_names_the_training_data(monkeypatch):
 
 def test_revision_is_never_taken_from_a_wheel(minilm):
     name = "sentence-transformers/all-MiniLM-L6-v2"
-    assert hub.local_directory(name) == Path(minilm.name_or_path)
-    assert hub.local_directory(name, "some-commit") is None
+    assert hub.find_local_directory(name) == Path(minilm.name_or_path)
+    assert hub.find_local_directory(name, "some-commit") is None

