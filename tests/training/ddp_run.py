@@ -11,8 +11,9 @@ import torch
 
 from pyterrier_hypencoder.encoders import checkpoint, hub
 from pyterrier_hypencoder.training.collator import Collator
-from pyterrier_hypencoder.training.data import RowSampler, TrainingRows
+from pyterrier_hypencoder.training.row_sampler import RowSampler
 from pyterrier_hypencoder.training.trainer import HypencoderTrainer
+from pyterrier_hypencoder.training.training_rows import TrainingRows
 
 torch.set_num_threads(1)
 options = json.loads(sys.argv[1])
@@ -43,7 +44,7 @@ def validate(folder: Path) -> dict[str, float]:
     return {"Rprec": 0.5}
 
 
-rows = TrainingRows(options["rows"], RowSampler(negatives=3), shuffle_buffer=0)
+rows = TrainingRows(options["rows"], RowSampler(negatives_per_row=3), shuffle_buffer=0)
 trainer.fit(rows, Collator(trainer.tokenizer), validate=validate)
 if torch.distributed.is_initialized():
     torch.distributed.destroy_process_group()

@@ -27,10 +27,11 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from pyterrier_hypencoder.training import data, mining
+from pyterrier_hypencoder.training import mining, row_files, row_sampler, training_rows
 from pyterrier_hypencoder.training.collator import Collator
-from pyterrier_hypencoder.training.data import RowSampler, TooFewItemsError, TrainingRows
 from pyterrier_hypencoder.training.mining import mine
+from pyterrier_hypencoder.training.row_sampler import RowSampler, TooFewItemsError
+from pyterrier_hypencoder.training.training_rows import TrainingRows
 
 datasets = pytest.importorskip("datasets")
 
@@ -101,10 +102,10 @@ def no_traces(monkeypatch, tmp_path_factory):
 def test_files_directories_and_patterns(two_files):
     names = [str(two_files / "a.jsonl"), str(two_files / "b.jsonl.gz")]
     for paths in (two_files, str(two_files), names, two_files / "*", f"{two_files}/**/*.jsonl*"):
-        assert data.list_files(paths) == names
-    assert data.list_files([names[1], names[0]]) == names[::-1]
+        assert row_files.list_row_files(paths) == names
+    assert row_files.list_row_files([names[1], names[0]]) == names[::-1]
     for paths in (two_files / "c.jsonl", two_files / "*.csv", [], [names[0], two_files / "none"]):
-        with pytest.raises(FileNotFoundError, match="expected .*found no"):
+        with pytest.raises(FileNotFoundError, match="No training rows.*(matches no|list of paths is empty)"):
             TrainingRows(paths, RowSampler())
 
 
@@ -119,7 +120,7 @@ def test_rows_come_in_order_without_a_buffer_and_all_of_them_with_one(two_files)
 @pytest.mark.parametrize("missing", ["tokenized_content", "content", "id", "type", "score"])
 def test_what_may_be_absent(tmp_path, missing):
     path = write(tmp_path / "rows.jsonl", [without(row_of(n), missing) for n in range(3)])
-    row = next(iter(TrainingRows(path, RowSampler(negatives=2), shuffle_buffer=0)))
+    row = next(iter(TrainingRows(path, RowSampler(negatives_per_row=2), shuffle_buffer=0)))
     assert row["query"] == ([2, 5, 3] if missing == "content" else "query 0")
     assert row["items"][0] == ([2, 5, 5, 3] if missing == "content" else "document 0 of 0")
     assert (row["scores"] is None) == (missing == "score")
@@ -129,15 +130,15 @@ def test_what_may_be_absent(tmp_path, missing):
 @pytest.fixture
 def counted(monkeypatch):
     """The lines that are read and the rows that are parsed, as they are."""
-    read, parsed, read_lines, parts = [], [], data._read_lines, data._parts
+    read, parsed, read_lines, parts = [], [], training_rows.read_lines, row_sampler._parse_row
 
     def counting(files):
         for line in read_lines(files):
             read.append(line["row"])
             yield line
 
-    monkeypatch.setattr(data, "_read_lines", counting)
-    monkeypatch.setattr(data, "_parts", lambda row, where: parsed.append(row) or parts(row, where))
+    monkeypatch.setattr(training_rows, "read_lines", counting)
+    monkeypatch.setattr(row_sampler, "_parse_row", lambda row, source: parsed.append(row) or parts(row, source))
     return read, parsed
 
 
@@ -180,7 +181,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     [
         ({"positive": "first"}, {0}),
         ({"positive": "type"}, {0, 1}),
-        ({"positive": "type", "positive_type": "negative", "negatives": 2}, set(range(2, 12))),
+        ({"positive": "type", "positive_type": "negative", "negatives_per_row": 2}, set(range(2, 12))),
         ({"positive": "score_above", "threshold": -2.5}, {0, 1, 2, 3}),
         ({"positive": "top"}, {3}),
     ],
@@ -191,7 +192,7 @@ def test_one_positive_first_and_no_document_twice(options, positives):
         sampled = sample(row, seed, **options)
         numbers = [int(name.removeprefix("q7d")) for name in sampled["item_ids"]]
         assert numbers[0] in positives and not positives & set(numbers[1:])
-        assert len(set(numbers)) == len(numbers) == 1 + options.get("negatives", 8)
+        assert len(set(numbers)) == len(numbers) == 1 + options.get("negatives_per_row", 8)
         assert sampled["items"] == [f"document {i} of 7" for i in numbers]
         assert sampled["scores"] == [row["items"][i]["score"] for i in numbers]
         seen.update(numbers)
@@ -203,9 +204,9 @@ def test_documents_listed_twice_are_sampled_once():
     row = row_of(0, items=5)
     row["items"] += [dict(row["items"][0]), dict(row["items"][2])]
     for seed in range(30):
-        assert len(set(sample(row, seed, negatives=4)["item_ids"])) == 5
+        assert len(set(sample(row, seed, negatives_per_row=4)["item_ids"])) == 5
     with pytest.raises(TooFewItemsError, match="at least 5 items"):
-        sample(row, negatives=5)
+        sample(row, negatives_per_row=5)
 
 
 def test_content_is_text_or_tokens_as_asked():
@@ -219,7 +220,7 @@ def test_content_is_text_or_tokens_as_asked():
 
 def test_chance_depends_on_seed_epoch_and_row_alone(two_files):
     def by_query(**options):
-        rows = TrainingRows(two_files, RowSampler(negatives=3), **options)
+        rows = TrainingRows(two_files, RowSampler(negatives_per_row=3), **options)
         return {row["query_id"]: row for row in rows}
 
     plain = by_query(shuffle_buffer=0)
@@ -227,19 +228,20 @@ def test_chance_depends_on_seed_epoch_and_row_alone(two_files):
     parts = [by_query(shuffle_buffer=30, world_size=2, rank=rank) for rank in (0, 1)]
     assert parts[0] | parts[1] == plain
     assert by_query(seed=1) != plain
-    rows = TrainingRows(two_files, RowSampler(negatives=3), shuffle_buffer=10)
+    rows = TrainingRows(two_files, RowSampler(negatives_per_row=3), shuffle_buffer=10)
     first = list(rows)
     rows.set_epoch(1)
     second = list(rows)
     assert sorted(ids(second)) == sorted(ids(first)) and ids(second) != ids(first)
     assert {row["query_id"]: row for row in second} != plain
-    both = list(TrainingRows(two_files, RowSampler(negatives=3), shuffle_buffer=10, epochs=2))
+    both = list(TrainingRows(two_files, RowSampler(negatives_per_row=3), shuffle_buffer=10, epochs=2))
     assert both == first + second
 
 
 SCRIPT = """
 import json, sys
-from pyterrier_hypencoder.training.data import *
+from pyterrier_hypencoder.training.row_sampler import *
+from pyterrier_hypencoder.training.training_rows import *
 rows = TrainingRows(sys.argv[1], RowSampler(positive="type"), seed=3, shuffle_buffer=16, rank=1, world_size=2)
 print(json.dumps(list(rows)))
 assert "transformers" not in sys.modules
@@ -263,16 +265,16 @@ def test_other_processes_sample_the_same(two_files, tmp_path):
 
 
 def test_workers_change_no_row(two_files, monkeypatch):
-    rows = TrainingRows(two_files, RowSampler(negatives=3), shuffle_buffer=0)
+    rows = TrainingRows(two_files, RowSampler(negatives_per_row=3), shuffle_buffer=0)
     alone = list(rows)
     assert list(DataLoader(rows, batch_size=None, num_workers=1)) == alone
     together = list(DataLoader(rows, batch_size=None, num_workers=2))
     assert sorted(together, key=str) == sorted(alone, key=str)
-    rows = TrainingRows(two_files / "a.jsonl", RowSampler(negatives=3), shuffle_buffer=0, skip=1)
+    rows = TrainingRows(two_files / "a.jsonl", RowSampler(negatives_per_row=3), shuffle_buffer=0, skip=1)
     assert len(list(DataLoader(rows, batch_size=None, num_workers=1))) == 29
     # Asked in this process: torch waits five seconds for a worker that raised.
     monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: SimpleNamespace(num_workers=2, id=0))
-    with pytest.raises(ValueError, match="at most one worker to resume, found 2"):
+    with pytest.raises(ValueError, match="skip=1 needs at most one DataLoader worker, got 2"):
         list(rows)
 
 
@@ -321,29 +323,29 @@ def test_short_rows_are_errors_or_counted(tmp_path, caplog):
     bad = [row_of(1, items=4), {"query": {"id": "q2"}, "items": []}]
     path = write(tmp_path / "rows.jsonl", [row_of(0), *bad, row_of(3)])
     with pytest.raises(
-        ValueError, match=r"rows.jsonl, row 2, query 'q1': expected at least 8 items besides .*found 3.*'skip'"
+        ValueError, match=r"rows.jsonl, row 2, query 'q1': negatives_per_row=8 needs at least 8 items besides .*got 3.*'skip'"
     ):
         list(TrainingRows(path, RowSampler(), shuffle_buffer=0))
     with caplog.at_level(logging.WARNING):
         assert ids(TrainingRows(path, RowSampler(), shuffle_buffer=0, on_too_few_items="skip")) == ["q0", "q3"]
-    assert "left out 2 of 4 rows" in caplog.text
+    assert "Skipped 2 of 4 rows" in caplog.text
     alone = write(tmp_path / "short.jsonl", bad)
     for epochs in (1, None):
-        with pytest.raises(ValueError, match="found none among 2 in"):
+        with pytest.raises(ValueError, match="All 2 rows in .* have no positive or fewer than 8 negatives"):
             list(TrainingRows(alone, RowSampler(), on_too_few_items="skip", epochs=epochs))
 
 
 @pytest.mark.parametrize(
     ("options", "found"),
     [
-        ({"positive": "type", "positive_type": "gold"}, "an item of type 'gold' as the positive, found none among 12"),
-        ({"positive": "score_above", "threshold": 99.0}, "an item of a score above 99.0 as the positive, found none"),
-        ({"negatives": 12}, "at least 12 items besides the positive, found 11"),
+        ({"positive": "type", "positive_type": "gold"}, "none of the 12 items is a positive of type 'gold'"),
+        ({"positive": "score_above", "threshold": 99.0}, "none of the 12 items is a positive with a score above 99.0"),
+        ({"negatives_per_row": 12}, "negatives_per_row=12 needs at least 12 items besides the positive, got 11"),
     ],
 )
 def test_rows_without_positive_or_with_too_few_items(tmp_path, options, found):
     path = write(tmp_path / "rows.jsonl", [row_of(5)])
-    with pytest.raises(TooFewItemsError, match=f"rows.jsonl, row 1, query 'q5': expected {found}"):
+    with pytest.raises(TooFewItemsError, match=f"rows.jsonl, row 1, query 'q5': {found}"):
         list(TrainingRows(path, RowSampler(**options)))
 
 
@@ -352,7 +354,7 @@ def test_missing_scores_where_they_are_needed(tmp_path, options):
     row = row_of(5)
     del row["items"][4]["score"]
     path = write(tmp_path / "rows.jsonl", [row])
-    with pytest.raises(ValueError, match="row 1, query 'q5': expected a teacher's score .*found none in item 4") as caught:
+    with pytest.raises(ValueError, match="row 1, query 'q5': item 4 has no teacher score") as caught:
         list(TrainingRows(path, RowSampler(**options), on_too_few_items="skip"))
     assert not isinstance(caught.value, TooFewItemsError)
     assert len(list(TrainingRows(path, RowSampler()))) == 1
@@ -377,27 +379,27 @@ def test_missing_scores_where_they_are_needed(tmp_path, options):
 )
 def test_malformed_rows(tmp_path, line):
     path = write(tmp_path / "rows.jsonl", ["", line])
-    with pytest.raises(ValueError, match="rows.jsonl, row 2.*: expected .*found ") as caught:
-        list(TrainingRows(path, RowSampler(negatives=0), on_too_few_items="skip"))
+    with pytest.raises(ValueError, match="rows.jsonl, row 2.*must .*got ") as caught:
+        list(TrainingRows(path, RowSampler(negatives_per_row=0), on_too_few_items="skip"))
     assert not isinstance(caught.value, TooFewItemsError)
 
 
 def test_files_that_are_damaged_or_empty(tmp_path):
     whole = write(tmp_path / "rows.jsonl.gz", [row_of(n) for n in range(50)]).read_bytes()
     (tmp_path / "rows.jsonl.gz").write_bytes(whole[:-20])
-    with pytest.raises(ValueError, match="rows.jsonl.gz: expected gzipped rows, found a damaged file"):
+    with pytest.raises(ValueError, match="rows.jsonl.gz is damaged"):
         list(TrainingRows(tmp_path, RowSampler()))
     (tmp_path / "rows.jsonl.gz").unlink()
     write(tmp_path / "none.jsonl", [])
     for epochs in (1, None):
-        with pytest.raises(ValueError, match="at least one row, found none"):
+        with pytest.raises(ValueError, match="No training rows in"):
             list(TrainingRows(tmp_path, RowSampler(), epochs=epochs))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 2, "world_size": 2}, "rank: expected a number below world_size=2"),
+        ({"rank": 2, "world_size": 2}, "rank must be below world_size=2"),
         ({"world_size": 0}, "world_size"),
         ({"skip": -1}, "skip"),
         ({"epochs": 0}, "epochs"),
@@ -407,8 +409,8 @@ def test_files_that_are_damaged_or_empty(tmp_path):
 def test_wrong_options(two_files, options, message):
     with pytest.raises(ValueError, match=message):
         TrainingRows(two_files, RowSampler(), **options)
-    for wrong in ({"positive": "last"}, {"content": "words"}, {"negatives": -1}):
-        with pytest.raises(ValueError, match="expected"):
+    for wrong in ({"positive": "last"}, {"content": "words"}, {"negatives_per_row": -1}):
+        with pytest.raises(ValueError, match="must be"):
             RowSampler(**wrong)
 
 
@@ -417,7 +419,7 @@ def test_wrong_options(two_files, options, message):
 
 def test_batches_of_texts(two_files, tokenizer):
     collate = Collator(tokenizer, query_max_length=6, doc_max_length=5)
-    rows = TrainingRows(two_files, RowSampler(negatives=3), shuffle_buffer=0)
+    rows = TrainingRows(two_files, RowSampler(negatives_per_row=3), shuffle_buffer=0)
     batch = next(iter(DataLoader(rows, batch_size=4, collate_fn=pickle.loads(pickle.dumps(collate)))))
     sampled = list(islice(rows, 4))
     assert set(batch) == {"query_ids", "query_mask", "item_ids", "item_mask", "teacher"}
@@ -454,27 +456,27 @@ def test_padding_is_the_tokenizers_and_no_longer_than_needed(tokenizer):
 
 def test_tokens_are_cut_before_the_last_and_padded():
     row = row_of(0, query={"tokenized_content": [2, 11, 12, 13, 14, 3]})
-    sampled = [sample(row, content="tokens", negatives=1), sample(row_of(1), content="tokens", negatives=1)]
+    sampled = [sample(row, content="tokens", negatives_per_row=1), sample(row_of(1), content="tokens", negatives_per_row=1)]
     batch = Collator(query_max_length=4, pad_token_id=9)(sampled)
     assert batch["query_ids"].tolist() == [[2, 11, 12, 3], [2, 6, 3, 9]]
     assert batch["query_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
     assert Collator(query_max_length=1)(sampled)["query_ids"].tolist() == [[3], [3]]
 
 
-def test_prefixes_and_rows_that_mix_texts_and_tokens(tokenizer):
+def test_prefixes_and_rows_that_mix_read_texts_and_tokens(tokenizer):
     text, tokens = row_of(0), without(row_of(1), "content")
     batch = Collator(tokenizer)([sample(text), sample(tokens)])
     assert batch["query_ids"][1][batch["query_mask"][1].bool()].tolist() == [2, 6, 3]
     prefixed = Collator(tokenizer, query_prefix="query: ", doc_prefix="passage: ")([sample(text)])
     assert prefixed["query_ids"][0].tolist() == tokenizer("query: query 0")["input_ids"]
     assert prefixed["item_ids"].shape[1] > batch["item_ids"].shape[1]
-    with pytest.raises(ValueError, match="expected texts to put 'query: ' before, found token ids"):
+    with pytest.raises(ValueError, match="The prefix 'query: ' needs texts, got token ids"):
         Collator(tokenizer, query_prefix="query: ")([sample(tokens)])
 
 
 def test_documents_as_vectors():
     vectors = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float16)
-    rows = [sample(_items_only(row_of(0), "id", "score"), item_texts=False, negatives=3, content="tokens")]
+    rows = [sample(_items_only(row_of(0), "id", "score"), item_texts=False, negatives_per_row=3, content="tokens")]
 
     def look_up(docnos):
         return vectors[[int(docno.removeprefix("q0d")) for docno in docnos]]
@@ -482,15 +484,15 @@ def test_documents_as_vectors():
     batch = Collator(vectors=look_up)(rows)
     assert "item_ids" not in batch and batch["item_vectors"].dtype == torch.float32
     np.testing.assert_array_equal(batch["item_vectors"].numpy(), look_up(rows[0]["item_ids"]).astype(np.float32))
-    with pytest.raises(ValueError, match=r"expected an array of shape \(4, D\), found \(3, 5\)"):
+    with pytest.raises(ValueError, match=r"vectors must return an array of shape \(4, D\), got \(3, 5\)"):
         Collator(vectors=lambda docnos: vectors[:3])(rows)
     vectors[0, 2] = np.nan
-    with pytest.raises(ValueError, match="finite numbers, found NaN or infinity in that of 'q0d0'"):
+    with pytest.raises(ValueError, match="The vector of document 'q0d0' contains NaN or infinity"):
         Collator(vectors=look_up)(rows)
-    with pytest.raises(ValueError, match="expected rows with the items' texts"):
+    with pytest.raises(ValueError, match="The rows have no item texts"):
         Collator()(rows)
     nameless = sample(without(row_of(0), "id"), content="tokens")
-    with pytest.raises(ValueError, match="expected an id in every item"):
+    with pytest.raises(ValueError, match="some items have no id"):
         Collator(vectors=look_up)([nameless])
 
 
@@ -499,14 +501,14 @@ def _items_only(row, *keys):
 
 
 def test_batches_that_cannot_be_made(tokenizer):
-    with pytest.raises(ValueError, match=r"same number of items, found \[3, 4\]"):
-        Collator(tokenizer)([sample(row_of(0), negatives=2), sample(row_of(1), negatives=3)])
-    with pytest.raises(ValueError, match="same number of items, found"):
+    with pytest.raises(ValueError, match=r"same number of items, got \[3, 4\]"):
+        Collator(tokenizer)([sample(row_of(0), negatives_per_row=2), sample(row_of(1), negatives_per_row=3)])
+    with pytest.raises(ValueError, match="same number of items, got"):
         Collator(tokenizer)([])
-    with pytest.raises(ValueError, match="there is no tokenizer, found the text 'query 0'"):
+    with pytest.raises(ValueError, match="Without a tokenizer all texts must be token ids, got 'query 0'"):
         Collator()([sample(row_of(0))])
     foreign = row_of(0, query={"tokenized_content": [2, 30_000, 3]})
-    with pytest.raises(ValueError, match="expected token ids below .*found 30000"):
+    with pytest.raises(ValueError, match="Token ids must be below .*got 30000"):
         Collator(tokenizer)([sample(foreign)])
     with pytest.raises(ValueError, match="doc_max_length"):
         Collator(tokenizer, doc_max_length=0)
@@ -559,8 +561,8 @@ def rows_in(path):
 def test_mined_rows_are_read_sampled_and_batched(parts, tmp_path, tokenizer, suffix, caplog):
     given, teacher = parts
     with caplog.at_level(logging.WARNING):
-        path = mine(**given, path=tmp_path / f"new/train.{suffix}", teacher=teacher, negatives=20)
-    assert "rows for 4 of 5 topics; left out 1" in caplog.text
+        path = mine(**given, path=tmp_path / f"new/train.{suffix}", teacher=teacher, negatives_per_query=20)
+    assert "rows for 4 of 5 topics. 1 topics have no relevant d" in caplog.text
     texts = {doc["docno"]: doc["text"] for doc in given["docs"]}
     rows = rows_in(path)
     assert [row["query"]["id"] for row in rows] == list(given["topics"]["qid"][:4])
@@ -570,7 +572,7 @@ def test_mined_rows_are_read_sampled_and_batched(parts, tmp_path, tokenizer, suf
         assert [item["type"] for item in row["items"]] == ["positive"] * 2 + ["negative"] * 20
         assert all(item["content"] == texts[item["id"]].strip() for item in row["items"])
         assert all(item["score"] == pytest.approx(len(item["content"]) / 7) for item in row["items"])
-    stream = TrainingRows(path, RowSampler(positive="type", negatives=7, require_scores=True))
+    stream = TrainingRows(path, RowSampler(positive="type", negatives_per_row=7, require_scores=True))
     batch = Collator(tokenizer, doc_max_length=64)(list(stream))
     assert batch["query_ids"].shape[0] == 4 and batch["item_ids"].shape[0] == 32
     assert batch["teacher"].shape == (4, 8)
@@ -593,7 +595,7 @@ def test_what_was_mined_is_used_again(parts, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"negatives": 3}, r"negatives=100 \(now 3\)"),
+        ({"negatives_per_query": 3}, r"negatives_per_query=100 \(now 3\)"),
         ({"seed": 3}, "seed"),
         ({"teacher": None}, "teacher"),
         ({"retriever": Calls("dense", None)}, r"retriever='Calls\(bm25\)' \(now 'Calls\(dense\)'\)"),
@@ -605,7 +607,7 @@ def test_what_was_mined_from_something_else_is_an_error(parts, tmp_path, changes
     given, teacher = parts
     path = mine(**given, path=tmp_path / "train.jsonl", teacher=teacher)
     before = path.read_bytes()
-    with pytest.raises(FileExistsError, match=f"train.jsonl to be made from what is given now, found .*{named}"):
+    with pytest.raises(FileExistsError, match=f"train.jsonl was made from other inputs: .*{named}"):
         mine(**{**given, "teacher": teacher, "path": path, **changes})
     assert path.read_bytes() == before
 
@@ -617,21 +619,21 @@ def test_files_without_their_facts_are_not_trusted(parts, tmp_path):
     with pytest.raises(FileExistsError, match="a size of"):
         mine(**given, path=path)
     (tmp_path / "train.jsonl.json").unlink()
-    with pytest.raises(FileExistsError, match="expected the facts of"):
+    with pytest.raises(FileExistsError, match="cannot be read"):
         mine(**given, path=path)
 
 
 def test_a_run_that_fails_leaves_nothing(parts, tmp_path):
     given, _ = parts
     for cut in (lambda inp: inp.assign(score=1.0).iloc[:-1], lambda inp: inp.assign(score=float("nan"))):
-        with pytest.raises(ValueError, match="teacher: expected a finite score for every document"):
+        with pytest.raises(ValueError, match="teacher must give every document a finite score"):
             mine(**given, path=tmp_path / "train.jsonl", teacher=Calls("cut", cut))
         assert not os.listdir(tmp_path)
 
 
 def test_random_negatives_of_the_first_ranks(parts, tmp_path):
     given, _ = parts
-    options = {"negatives": 5, "max_rank": 40}
+    options = {"negatives_per_query": 5, "max_rank": 40}
     rows = rows_in(mine(**given, path=tmp_path / "a.jsonl", **options))
     for row in rows:
         names = [item["id"] for item in row["items"][2:]]
@@ -658,7 +660,7 @@ def test_documents_are_read_once_from_whatever_gives_them(parts, tmp_path):
     kinds = [given["docs"], pd.DataFrame(given["docs"]), (doc for doc in given["docs"]), Dataset()]
     files = [mine(**{**given, "docs": docs}, path=tmp_path / f"{i}.jsonl") for i, docs in enumerate(kinds)]
     assert len({file.read_bytes() for file in files}) == 1 and Dataset.calls == 1
-    assert set(mining._texts(given["docs"], ["text"], {"d003", "gone"})) == {"d003"}
+    assert set(mining._read_texts(given["docs"], ["text"], {"d003", "gone"})) == {"d003"}
     titled = [{"docno": doc["docno"], "title": "T", "body": doc["text"]} for doc in given["docs"]]
     file = mine(**{**given, "docs": titled}, path=tmp_path / "t.jsonl", text_field=["title", "body"], min_label=2)
     items = rows_in(file)[0]["items"]
@@ -669,7 +671,7 @@ def test_documents_are_read_once_from_whatever_gives_them(parts, tmp_path):
 def test_real_pipelines(docs, topics, tmp_path, index, model):
     qrels = pd.DataFrame({"qid": topics["qid"], "docno": "d003", "label": 1})
     teacher = pt.apply.doc_score(lambda row: float(len(row["text"])))
-    options = {"path": tmp_path / "train.jsonl", "negatives": 10}
+    options = {"path": tmp_path / "train.jsonl", "negatives_per_query": 10}
     path = mine(topics, qrels, docs, index.retriever(model) % 50, teacher=teacher, **options)
     assert mine(topics, qrels, docs, index.retriever(model) % 50, teacher=teacher, **options) == path
     assert {len(row["items"]) for row in rows_in(path)} == {11}
@@ -680,17 +682,17 @@ def test_what_cannot_be_mined(parts, tmp_path):
     path = tmp_path / "train.jsonl"
     twice = pd.concat([given["topics"], given["topics"][:1]])
     bad = [
-        ({"docs": []}, "expected topics with a relevant document"),
-        ({"min_label": 9}, "expected topics with a relevant document"),
+        ({"docs": []}, "has a relevant document"),
+        ({"min_label": 9}, "has a relevant document"),
         ({"topics": twice}, "every qid once"),
-        ({"topics": given["topics"].drop(columns="query")}, "topics: expected the columns"),
-        ({"qrels": given["qrels"].drop(columns="label")}, "qrels: expected the columns"),
-        ({"retriever": Calls("none", lambda inp: inp)}, "retriever: expected the columns"),
-        ({"teacher": Calls("none", lambda inp: inp)}, "teacher: expected the columns"),
-        ({"text_field": "body"}, "expected a string in body"),
-        ({"negatives": 0}, "negatives"),
+        ({"topics": given["topics"].drop(columns="query")}, "topics must have the columns"),
+        ({"qrels": given["qrels"].drop(columns="label")}, "qrels must have the columns"),
+        ({"retriever": Calls("none", lambda inp: inp)}, "results of retriever must have the columns"),
+        ({"teacher": Calls("none", lambda inp: inp)}, "teacher must have the columns"),
+        ({"text_field": "body"}, "must have a string in body"),
+        ({"negatives_per_query": 0}, "negatives_per_query"),
         ({"max_rank": 0}, "max_rank"),
-        ({"path": tmp_path / "train.csv"}, "path: expected a name that ends with .jsonl"),
+        ({"path": tmp_path / "train.csv"}, "must end with .jsonl"),
     ]
     for changes, message in bad:
         with pytest.raises(ValueError, match=message):

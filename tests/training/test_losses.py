@@ -42,7 +42,7 @@ def test_the_released_cross_entropy_over_first_items(batch):
     facts, _, all_items, _ = batch
     first = all_items[:, ::4]
     torch.testing.assert_close(first, torch.tensor(facts["ce_similarity"]), rtol=0, atol=2e-3)
-    assert losses.in_batch_cross_entropy(first).item() == pytest.approx(facts["cross_entropy"], abs=1e-3)
+    assert losses.in_batch_ce(first).item() == pytest.approx(facts["cross_entropy"], abs=1e-3)
 
 
 def test_margins_are_compared_not_scores():
@@ -54,8 +54,8 @@ def test_margins_are_compared_not_scores():
 def test_in_batch_targets_are_the_rows_own_first_items():
     scores = torch.full((2, 6), -50.0)
     scores[0, 0] = scores[1, 3] = 50.0
-    assert losses.in_batch_cross_entropy(scores).item() == pytest.approx(0, abs=1e-6)
-    assert losses.in_batch_cross_entropy(scores.flip(0)).item() > 50
+    assert losses.in_batch_ce(scores).item() == pytest.approx(0, abs=1e-6)
+    assert losses.in_batch_ce(scores.flip(0)).item() > 50
 
 
 def test_own_group_and_kl():
@@ -75,6 +75,6 @@ def test_shapes_that_do_not_fit(loss):
     with pytest.raises(ValueError, match="at least two items"):
         loss(torch.zeros(2, 1), torch.zeros(2, 1))
     with pytest.raises(ValueError, match="multiple"):
-        losses.in_batch_cross_entropy(torch.zeros(2, 3))
+        losses.in_batch_ce(torch.zeros(2, 3))
     with pytest.raises(ValueError, match="at least two items"):
         losses.listwise_ce(torch.zeros(2, 1))

@@ -16,11 +16,12 @@ pytest.importorskip("accelerate")
 
 from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndexer
 from pyterrier_hypencoder.encoders import checkpoint, hub
-from pyterrier_hypencoder.encoders.networks import DualEncoderConfig  # noqa: E402
+from pyterrier_hypencoder.encoders.checkpoint_config import DualEncoderConfig  # noqa: E402
 from pyterrier_hypencoder.training.collator import Collator  # noqa: E402
-from pyterrier_hypencoder.training.data import RowSampler, TrainingRows  # noqa: E402
-from pyterrier_hypencoder.training.objective import LISTWISE, LOSSES, TrainingNetwork  # noqa: E402
+from pyterrier_hypencoder.training.objective import DISTILLATION, LOSSES, TrainingObjective  # noqa: E402
+from pyterrier_hypencoder.training.row_sampler import RowSampler  # noqa: E402
 from pyterrier_hypencoder.training.trainer import HypencoderTrainer  # noqa: E402
+from pyterrier_hypencoder.training.training_rows import TrainingRows  # noqa: E402
 
 NAME = "tiny_6l_cls_shared"
 
@@ -50,7 +51,7 @@ def tokenizer(golden):
 
 
 def make_rows(path: Path, **options) -> TrainingRows:
-    return TrainingRows(path, RowSampler(negatives=3), shuffle_buffer=0, **options)
+    return TrainingRows(path, RowSampler(negatives_per_row=3), shuffle_buffer=0, **options)
 
 
 def trainer_of(golden, tokenizer, out: Path, **options) -> HypencoderTrainer:
@@ -63,7 +64,7 @@ def trainer_of(golden, tokenizer, out: Path, **options) -> HypencoderTrainer:
 def loss_of(trainer: HypencoderTrainer, path: Path, collator: Collator) -> float:
     batch = collator(list(make_rows(path)))
     with torch.inference_mode():
-        return trainer.network.eval()(**batch)["loss"].item()
+        return trainer.objective.eval()(**batch)["loss"].item()
 
 
 @pytest.mark.parametrize("losses", [["margin_mse"], ["in_batch_ce"]])
@@ -85,7 +86,7 @@ def test_what_was_trained_loads_as_a_model(golden, tokenizer, rows_file, tmp_pat
     model = kind(folder, device="cpu", dtype="fp32")
     batch = Collator(tokenizer, query_max_length=64)(list(make_rows(rows_file)))
     with torch.inference_mode():
-        expected = trainer.network.eval().encoder.passage_encoder(batch["item_ids"], batch["item_mask"])
+        expected = trainer.objective.eval().encoder.passage_encoder(batch["item_ids"], batch["item_mask"])
     rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
     texts = [item["content"] for row in rows for item in row["items"]]
     order = [texts.index(text) for text in texts]
@@ -107,16 +108,16 @@ def test_resumed_training_is_uninterrupted_training(golden, tokenizer, rows_file
             shutil.rmtree(folder)
     resumed = trainer_of(golden, tokenizer, cut, encoder=encoder_of(golden, **dropout), **options)
     resumed.fit(make_rows(rows_file), Collator(tokenizer), resume=True)
-    for (name, one), two in zip(whole.network.state_dict().items(), resumed.network.state_dict().values(), strict=True):
+    for (name, one), two in zip(whole.objective.state_dict().items(), resumed.objective.state_dict().values(), strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize(("train", "frozen"), [("queries", "passage_encoder."), ("head", ".transformer.")])
 def test_only_what_should_be_is_trained(golden, tokenizer, rows_file, tmp_path, train, frozen):
     trainer = trainer_of(golden, tokenizer, tmp_path, train=train)
-    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    before = {name: value.clone() for name, value in trainer.objective.state_dict().items()}
     trainer.fit(make_rows(rows_file), Collator(tokenizer))
-    changed = {name for name, value in trainer.network.state_dict().items() if not torch.equal(value, before[name])}
+    changed = {name for name, value in trainer.objective.state_dict().items() if not torch.equal(value, before[name])}
     assert changed and not any(frozen in name for name in changed)
     assert any("hyper_projection" in name for name in changed)
 
@@ -129,8 +130,8 @@ def test_documents_that_are_given_as_vectors_are_not_encoded(golden, tokenizer, 
         return np.array([np.full(24, int(docno[1:]) / 100) for docno in docnos], dtype=np.float32)
 
     trainer = trainer_of(golden, tokenizer, tmp_path, train="queries")
-    trainer.network.encoder.passage_encoder.forward = None  # calling it would fail
-    rows = TrainingRows(rows_file, RowSampler(negatives=3, item_texts=False), shuffle_buffer=0)
+    trainer.objective.encoder.passage_encoder.forward = None  # calling it would fail
+    rows = TrainingRows(rows_file, RowSampler(negatives_per_row=3, item_texts=False), shuffle_buffer=0)
     trainer.fit(rows, Collator(tokenizer, vectors=vectors))
     assert sum(asked) == 10 * 8 * 4
 
@@ -166,7 +167,7 @@ def test_a_loss_that_is_no_number_stops_and_leaves_the_checkpoints(golden, token
     trainer.fit(make_rows(rows_file), Collator(tokenizer))
     before = sorted(path.name for path in tmp_path.iterdir())
     broken = trainer_of(golden, tokenizer, tmp_path, max_steps=8, arguments={"save_steps": 2})
-    monkeypatch.setitem(LISTWISE, "margin_mse", lambda scores, teacher: scores.sum() * float("nan"))
+    monkeypatch.setitem(DISTILLATION, "margin_mse", lambda scores, teacher: scores.sum() * float("nan"))
     with pytest.raises(FloatingPointError, match="after step 4"):
         broken.fit(make_rows(rows_file), Collator(tokenizer), resume=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
@@ -178,7 +179,7 @@ def test_checkpoints_are_neither_overwritten_nor_mixed(golden, tokenizer, rows_f
         trainer_of(golden, tokenizer, tmp_path).fit(make_rows(rows_file), Collator(tokenizer))
     other = trainer_of(golden, tokenizer, tmp_path, encoder=encoder_of(golden, layers=3), max_steps=20)
     with pytest.raises(
-        ValueError, match=r"found another in .*vector_dimensions=\[24, 24, 24, 1\] \(now \[24, 24, 24, 24, 1\]\)"
+        ValueError, match=r"another model or run: .*vector_dimensions=\[24, 24, 24, 1\] \(now \[24, 24, 24, 24, 1\]\)"
     ):
         other.fit(make_rows(rows_file), Collator(tokenizer), resume=True)
 
@@ -197,7 +198,7 @@ def test_checkpoints_are_neither_overwritten_nor_mixed(golden, tokenizer, rows_f
 def test_a_run_goes_on_as_it_was_begun(golden, tokenizer, rows_file, tmp_path, change, named):
     trainer_of(golden, tokenizer, tmp_path, max_steps=1).fit(make_rows(rows_file), Collator(tokenizer))
     before = (tmp_path / "checkpoint-1" / "model.safetensors").read_bytes()
-    with pytest.raises(ValueError, match=f"found another in .*{named}"):
+    with pytest.raises(ValueError, match=f"another model or run: .*{named}"):
         trainer_of(golden, tokenizer, tmp_path, **change).fit(make_rows(rows_file), Collator(tokenizer), resume=True)
     assert (tmp_path / "checkpoint-1" / "model.safetensors").read_bytes() == before
     longer = trainer_of(golden, tokenizer, tmp_path, max_steps=2, learning_rate=1e-4)
@@ -213,7 +214,7 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(golden, tok
     again = trainer_of(golden, tokenizer, tmp_path, **options)
     again.fit(rows, Collator(tokenizer), resume=True)
     assert rows.skip == 2 * 8
-    for (name, one), two in zip(whole.network.state_dict().items(), again.network.state_dict().values(), strict=True):
+    for (name, one), two in zip(whole.objective.state_dict().items(), again.objective.state_dict().values(), strict=True):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-6, msg=name)
     trainer_of(golden, tokenizer, tmp_path / "new", max_steps=1).fit(rows, Collator(tokenizer))
     assert rows.skip == 0  # a run of its own begins at the first row
@@ -223,13 +224,13 @@ def test_weights_that_are_no_numbers_are_not_kept(golden, tokenizer, rows_file, 
     arguments = {"save_steps": 1, "save_total_limit": 1}
     trainer = trainer_of(golden, tokenizer, tmp_path, max_steps=3, arguments=arguments)
     seen = []
-    weight = trainer.network.encoder.query_encoder.hyper_base_matrices[0]
+    weight = trainer.objective.encoder.query_encoder.hyper_base_matrices[0]
     weight.register_hook(lambda gradient: seen.append(1) or (gradient * float("nan") if len(seen) == 2 else gradient))
-    with pytest.raises(FloatingPointError, match="expected finite weights, found NaN or infinity after step 2"):
+    with pytest.raises(FloatingPointError, match="Trained weights are NaN or infinite after step 2"):
         trainer.fit(make_rows(rows_file), Collator(tokenizer))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
     last = trainer_of(golden, tokenizer, tmp_path / "last", max_steps=1, arguments={"save_strategy": "no"})
-    last.network.encoder.query_encoder.hyper_base_matrices[0].register_hook(lambda gradient: gradient * float("nan"))
+    last.objective.encoder.query_encoder.hyper_base_matrices[0].register_hook(lambda gradient: gradient * float("nan"))
     with pytest.raises(FloatingPointError, match="after step 1"):
         last.fit(make_rows(rows_file), Collator(tokenizer))
     assert not (tmp_path / "last" / "model").exists()
@@ -259,25 +260,25 @@ def test_a_best_checkpoint_that_cannot_be_found(golden, tokenizer, rows_file, tm
         trainer = trainer_of(golden, tokenizer, tmp_path, arguments=arguments)
         trainer.fit(make_rows(rows_file), Collator(tokenizer), validate=validate, best=best)
 
-    with pytest.raises(ValueError, match="expected validate="):
+    with pytest.raises(ValueError, match="needs a validation.*validate="):
         fit("AP", None)
-    with pytest.raises(ValueError, match=r"save_steps: expected eval_steps \(2\)"):
+    with pytest.raises(ValueError, match=r"save_steps must equal eval_steps \(2\)"):
         fit("AP", eval_steps=2, save_steps=3)
-    with pytest.raises(ValueError, match=r"best: expected one of .*'AP'.*, found 'AQ'"):
+    with pytest.raises(ValueError, match=r"best must be one of the measures AP, got 'AQ'"):
         fit("AQ", SimpleNamespace(measures=["AP"]))
     assert not list(tmp_path.glob("model"))
 
 
 def test_documents_whose_encoder_is_trained_cannot_be_vectors(golden, tokenizer, rows_file, tmp_path):
     collator = Collator(tokenizer, vectors=lambda docnos: np.zeros((len(docnos), 24)))
-    with pytest.raises(ValueError, match=r"collator.vectors: .*train='queries'"):
+    with pytest.raises(ValueError, match=r"collator.vectors needs frozen documents.*train='queries'"):
         trainer_of(golden, tokenizer, tmp_path).fit(make_rows(rows_file), collator)
 
 
 @pytest.mark.parametrize(("train", "shared"), [("queries", False), ("head", False), ("head", True)])
 def test_frozen_documents_are_encoded_without_dropout(golden, tokenizer, rows_file, tmp_path, train, shared):
     encoder = encoder_of(golden, shared=shared, backbone={"hidden_dropout_prob": 0.5})
-    network = trainer_of(golden, tokenizer, tmp_path, encoder=encoder, train=train).network
+    network = trainer_of(golden, tokenizer, tmp_path, encoder=encoder, train=train).objective
     seen = []
     network.encoder.passage_encoder.register_forward_hook(lambda module, inputs, output: seen.append(output))
     batch = Collator(tokenizer)(list(make_rows(rows_file)))
@@ -300,9 +301,9 @@ def test_matryoshka_losses_are_averaged_over_widths(golden, tokenizer, rows_file
     batch = Collator(tokenizer)(list(make_rows(rows_file)))
     each = []
     for widths in ([8], [24], [8, 24]):
-        network = TrainingNetwork(encoder, {"margin_mse": 1.0}, widths).eval()
+        network = TrainingObjective(encoder, {"margin_mse": 1.0}, widths).eval()
         each.append(network(**batch)["loss"].item())
-    full = TrainingNetwork(encoder, {"margin_mse": 1.0}).eval()(**batch)["loss"].item()
+    full = TrainingObjective(encoder, {"margin_mse": 1.0}).eval()(**batch)["loss"].item()
     assert each[2] == pytest.approx((each[0] + each[1]) / 2, rel=1e-5)
     assert each[1] == pytest.approx(full, rel=1e-5)
     assert each[0] != pytest.approx(full, rel=1e-4)
@@ -324,16 +325,16 @@ def test_a_matryoshka_model_is_saved_loaded_and_searched_at_its_widths(golden, t
 def test_losses_are_weighted_and_added(golden, tokenizer, rows_file):
     encoder = encoder_of(golden)
     batch = Collator(tokenizer)(list(make_rows(rows_file)))
-    single = {name: TrainingNetwork(encoder, {name: 1.0}).eval()(**batch)["loss"].item() for name in LOSSES}
+    single = {name: TrainingObjective(encoder, {name: 1.0}).eval()(**batch)["loss"].item() for name in LOSSES}
     weights = {name: 0.5 + i for i, name in enumerate(LOSSES)}
-    total = TrainingNetwork(encoder, weights).eval()(**batch)["loss"].item()
+    total = TrainingObjective(encoder, weights).eval()(**batch)["loss"].item()
     assert total == pytest.approx(sum(weights[name] * single[name] for name in LOSSES), rel=1e-5)
 
 
 def test_options_that_do_not_fit(golden, tokenizer, rows_file, tmp_path):
-    with pytest.raises(ValueError, match="losses: expected some of"):
+    with pytest.raises(ValueError, match="losses must be among"):
         trainer_of(golden, tokenizer, tmp_path, losses=["hinge"])
-    with pytest.raises(ValueError, match="losses: expected some of"):
+    with pytest.raises(ValueError, match="losses must be among"):
         trainer_of(golden, tokenizer, tmp_path, losses=[])
     with pytest.raises(ValueError, match="train must be one of"):
         trainer_of(golden, tokenizer, tmp_path, train="documents")
@@ -344,5 +345,5 @@ def test_options_that_do_not_fit(golden, tokenizer, rows_file, tmp_path):
         trainer_of(golden, tokenizer, tmp_path, train="head", encoder=bi_encoder)
     batch = Collator(tokenizer)(list(make_rows(rows_file)))
     del batch["teacher"]
-    with pytest.raises(ValueError, match="expected teacher scores"):
-        TrainingNetwork(encoder_of(golden), {"margin_mse": 1.0})(**batch)
+    with pytest.raises(ValueError, match="needs teacher scores"):
+        TrainingObjective(encoder_of(golden), {"margin_mse": 1.0})(**batch)

@@ -90,9 +90,9 @@ def test_a_directory_is_a_model_with_options(golden, minilm, topics, qrels, docs
 
 
 def test_validation_refuses_what_cannot_be_measured(topics, qrels, docs):
-    with pytest.raises(ValueError, match="do their qids fit together"):
+    with pytest.raises(ValueError, match="Check that the qids of both match"):
         Validation(topics, qrels.assign(qid="none"), docs)
-    with pytest.raises(ValueError, match="expected the validation collection"):
+    with pytest.raises(ValueError, match="Validation needs docs, or topics with candidates"):
         Validation(topics, qrels)
 
 
@@ -104,8 +104,8 @@ def trainer_of(model, out: Path, **options) -> HypencoderTrainer:
 
 def test_the_estimator_learns_from_the_candidates_of_a_pipeline(model, topics, qrels, candidates, tmp_path):
     first_stage = pt.Transformer.from_df(candidates)
-    estimator = HypencoderEstimator(trainer_of(model, tmp_path / "out"), sampled=3)
-    with pytest.raises(RuntimeError, match="expected a trained model"):
+    estimator = HypencoderEstimator(trainer_of(model, tmp_path / "out"), negatives_per_row=3)
+    with pytest.raises(RuntimeError, match="is not trained yet"):
         estimator.transform(candidates)
     pipeline = first_stage >> estimator
     pipeline.fit(topics, qrels, topics, qrels)
@@ -119,7 +119,7 @@ def test_the_estimator_learns_from_the_candidates_of_a_pipeline(model, topics, q
 
 def test_other_candidates_are_other_rows(model, topics, qrels, candidates, tmp_path):
     for first in (candidates, candidates[candidates["rank"] < 6]):
-        HypencoderEstimator(trainer_of(model, tmp_path / "out"), sampled=3, resume=True).fit(first, qrels)
+        HypencoderEstimator(trainer_of(model, tmp_path / "out"), negatives_per_row=3, resume=True).fit(first, qrels)
     assert len(list((tmp_path / "out").glob("rows-*.jsonl.gz"))) == 2
 
 
@@ -130,7 +130,7 @@ def test_the_estimator_measures_and_gives_back_what_it_was_given(minilm, topics,
     )
     loaded = []
     monkeypatch.setattr(validation, "load_encoder", lambda *a, **k: loaded.append(load_encoder(*a, **k)) or loaded[-1])
-    estimator = HypencoderEstimator(trainer_of(given, tmp_path / "out"), sampled=3)
+    estimator = HypencoderEstimator(trainer_of(given, tmp_path / "out"), negatives_per_row=3)
     estimator.fit(candidates, qrels, candidates, qrels)
     for model in (estimator.model, loaded[0]):
         assert (model.query_prefix, model.doc_prefix, model.doc_max_length) == ("query: ", "passage: ", 16)
@@ -139,9 +139,11 @@ def test_the_estimator_measures_and_gives_back_what_it_was_given(minilm, topics,
 
 def test_the_estimator_alone_mines_its_negatives(model, topics, qrels, docs, index, tmp_path):
     options = {"docs": docs, "retriever": index.retriever(model, num_results=20), "measures": ["Rprec"]}
-    estimator = HypencoderEstimator(trainer_of(model, tmp_path / "out"), sampled=3, teacher=model.text_scorer(), **options)
+    estimator = HypencoderEstimator(
+        trainer_of(model, tmp_path / "out"), negatives_per_row=3, teacher=model.text_scorer(), **options
+    )
     assert estimator.fit(topics, qrels, topics, qrels) is estimator
     trained = HypencoderIndexer(tmp_path / "trained.hyp", estimator.model).index(docs)
     assert len(trained.retriever(estimator.model, num_results=3)(topics)) == 3 * len(topics)
-    with pytest.raises(ValueError, match="expected candidates"):
+    with pytest.raises(ValueError, match="needs candidates"):
         HypencoderEstimator(trainer_of(model, tmp_path / "other")).fit(topics, qrels)
