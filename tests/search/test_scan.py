@@ -28,7 +28,7 @@ def test_exact_scan_returns_the_largest_inner_products(monkeypatch, vectors, dty
 @pytest.mark.parametrize("n_queries", [1, 3])
 def test_exact_scan_does_not_depend_on_block_sizes(monkeypatch, vectors, n_queries):
     functions = torch.randn(n_queries, D, generator=torch.Generator().manual_seed(1))
-    seen = torch.zeros(n_queries, N, dtype=torch.bool)
+    seen = torch.rand(n_queries, N, generator=torch.Generator().manual_seed(2)) < 0.5
     expected = make_exact_scan(vectors)(functions, 10, seen)[1].sort(dim=1).values
     monkeypatch.setattr("pyterrier_hypencoder.search.scan._DEVICE_BYTES", 700 * 4 * D)
     monkeypatch.setattr("pyterrier_hypencoder.search.scan._CACHE_BYTES", 64 * 4 * D)
