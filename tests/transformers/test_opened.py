@@ -167,9 +167,7 @@ def test_set_parameter_changes_index_and_options(retriever, index_without_model)
 @pytest.mark.parametrize("name", ["search", "transform", "_index", "n_seeds"])
 def test_parameters_that_are_no_arguments_are_refused(retriever, name):
     for act in (lambda: retriever.set_parameter(name, 1), lambda: retriever.get_parameter(name)):
-        with pytest.raises(
-            ValueError, match=f"HypencoderRetriever has no option '{name}'. Its options are index, model"
-        ):
+        with pytest.raises(ValueError, match=f"HypencoderRetriever has no option '{name}'. Its options are index, model"):
             act()
     assert retriever.search("heart")["qid"].unique().tolist() == ["1"]
 

@@ -19,7 +19,8 @@ from pyterrier_hypencoder.transformers.pipeline import IndexedPipeline, bind_ret
 
 
 @pytest.fixture
-def indexer(tmp_path, model):
+def indexer(tmp_path, model) -> HypencoderIndexer:
+    """Return an indexer of an index that does not exist yet."""
     return HypencoderIndexer(tmp_path / "new.hyp", model)
 
 
@@ -68,9 +69,9 @@ def test_reranker_can_follow_the_retriever(indexer, index, model, docs, topics, 
 
 
 def test_document_transformer_can_precede_the_indexer(indexer, docs, topics, full):
-    halves = [{"docno": doc["docno"], "body": doc["text"]} for doc in docs]
+    renamed = [{"docno": doc["docno"], "body": doc["text"]} for doc in docs]
     pipeline = pt.apply.text(lambda document: document["body"]) >> indexer
-    index = pipeline.index(halves)
+    index = pipeline.index(renamed)
     assert_same_results(index.retriever(indexer.model)(topics), full)
 
 
@@ -112,15 +113,6 @@ def test_retriever_is_bound_anywhere_in_the_pipeline(indexer, model, bm25, docs,
     np.testing.assert_allclose(found["score"], found["score_full"], rtol=1e-3, atol=2e-2)
 
 
-def test_doc_vec_is_recorded_with_the_model_of_the_indexer(model, docs, tmp_path):
-    index = (model.doc_encoder() >> HypencoderIndexer(tmp_path / "x.hyp", model)).index(docs)
-    assert index.meta["model"]["fingerprint"] == model.fingerprint
-    assert index.model() == Hypencoder(model.name_or_path, doc_max_length=64, query_max_length=32)
-    wrong = [{"docno": "d", "doc_vec": np.ones(7, np.float32)}]
-    with pytest.raises(ValueError, match="24 numbers"):
-        HypencoderIndexer(tmp_path / "y.hyp", model).index(wrong)
-
-
 def test_pipeline_searches_the_index_that_it_built_last(tmp_path, model, docs, topics):
     indexer = HypencoderIndexer(tmp_path / "one.hyp", model)
     pipeline = indexer >> HypencoderRetriever(num_results=5)
@@ -135,16 +127,6 @@ def test_pipeline_binds_all_retrievers_or_none(tmp_path, model):
     with pytest.raises(ValueError, match=r"other.hyp"):
         _ = HypencoderIndexer(tmp_path / "x.hyp", model) >> (free + bound)
     assert free._index is None
-
-
-@pytest.mark.parametrize("wrong", ["jfkback/hypencoder.6_layer", 3])
-def test_indexer_with_invalid_model_or_path_says_what_to_pass(tmp_path, docs, wrong):
-    with pytest.raises(ValueError, match=r"must be a Hypencoder\(...\) or a BiEncoder"):
-        HypencoderIndexer(tmp_path / "x.hyp", wrong).index(docs)
-    for path in (".", "", model_as_path := Hypencoder("x")):
-        with pytest.raises(ValueError, match="path must be the name of the index directory"):
-            HypencoderIndexer(path).index(docs)
-    assert model_as_path is not None and not list(tmp_path.iterdir())
 
 
 def test_relative_and_absolute_path_are_the_same_index(tmp_path, model, monkeypatch):
@@ -165,10 +147,10 @@ def test_retriever_is_bound_in_place(indexer, model):
 
 
 def test_binding_keeps_the_model_of_the_retriever(indexer, golden):
-    own = Hypencoder(golden / "tiny_6l_cls_shared", device="cpu", query_max_length=8)
-    retriever = HypencoderRetriever(model=own)
+    short = Hypencoder(golden / "tiny_6l_cls_shared", device="cpu", query_max_length=8)
+    retriever = HypencoderRetriever(model=short)
     indexer >> retriever  # noqa: B018
-    assert retriever.model is own
+    assert retriever.model is short
 
 
 def test_bound_retriever_is_refused_by_another_indexer(indexer, tmp_path, model):
@@ -227,3 +209,23 @@ def test_cutoff_fuses_into_the_pipeline(indexer, docs, topics, full):
     indexer.index(docs)
     for each in (pipeline, compiled):
         assert_same_results(each(topics), full[full["rank"] < 5])
+
+
+# Functions
+
+
+def test_list_retrievers_finds_retrievers_in_operators_and_stages(model, bm25):
+    first, second, third = (HypencoderRetriever(num_results=n) for n in (1, 2, 3))
+    pipeline = model.query_encoder() >> ((first + second * 2) % 10 | third) >> bm25
+    assert list_retrievers(pipeline) == [first, second, third]
+    assert list_retrievers(bm25) == []
+
+
+def test_bind_retrievers_sets_index_and_missing_models(tmp_path, model):
+    without_model, with_model = HypencoderRetriever(), HypencoderRetriever(model=Hypencoder("nobody/nothing"))
+    bind_retrievers([without_model, with_model], tmp_path / "x.hyp", model)
+    assert without_model == HypencoderRetriever(tmp_path / "x.hyp", model)
+    assert with_model == HypencoderRetriever(tmp_path / "x.hyp", Hypencoder("nobody/nothing"))
+    bind_retrievers([without_model], str(tmp_path / "x.hyp"), None)
+    with pytest.raises(ValueError, match=r"already searches the index at .*x\.hyp, .* follow the indexer of .*y\.hyp"):
+        bind_retrievers([HypencoderRetriever(), without_model], tmp_path / "y.hyp", None)

@@ -19,7 +19,6 @@ from result_checks import assert_same_results, count_calls, score_by_document
 from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndexer, HypencoderRetriever, HypencoderScorer
 from pyterrier_hypencoder.transformers.vec_loader import VecLoader
 
-
 METRICS = [ir_measures.nDCG @ 10, ir_measures.RR, ir_measures.R @ 50]
 
 
@@ -216,6 +215,7 @@ def test_grid_scan_refuses_unknown_options(retriever, topics, qrels):
         pt.GridScan(retriever, {retriever: {"temperature": [1]}}, topics, qrels, METRICS)
 
 
+@pytest.mark.slow
 def test_parallel_returns_the_same_results(index, model, topics, full):
     pipeline = (index.retriever(model, num_results=50) >> index.scorer(model)).parallel(2)
     assert_same_results(pipeline(topics), index.scorer(model)(full[full["rank"] < 50]))
@@ -239,7 +239,7 @@ OBJECTS = {
 
 
 def use(name: str, thing, topics: pd.DataFrame, docs: list[dict[str, str]]):
-    """Something comparable that an object computes."""
+    """Return a frame that an object computes, to compare it with that of an equal object."""
     if name == "encoder":
         return pd.DataFrame(thing.encode_docs([doc["text"] for doc in docs[:3]]))
     if name == "index":
@@ -456,19 +456,27 @@ import pickle, sys
 import pandas as pd
 import pyterrier as pt
 pt.documentation._cached_objects_inv = {{}}
-from pyterrier_hypencoder import Hypencoder, HypencoderIndex, HypencoderIndexer, HypencoderRetriever
+from pyterrier_hypencoder import Hypencoder, HypencoderIndex, HypencoderIndexer, HypencoderRetriever, HypencoderScorer
+from pyterrier_hypencoder.transformers.vec_loader import VecLoader
 model = Hypencoder({str(golden / "tiny_6l_cls_shared")!r})
 index = HypencoderIndex({str(index.path)!r})
 transformers = [index.retriever(model), index.retriever(), index.scorer(model), index.scorer(), index.vec_loader(),
                 model.text_scorer(), model.doc_encoder(), model.query_encoder(), index.retriever(model) % 10,
                 HypencoderIndexer(index.path, model) >> HypencoderRetriever()]
+example = HypencoderIndex.example()
+first_stage = pt.Transformer.from_df(pd.DataFrame({{"qid": ["q"], "docno": ["d1"], "score": [1.0], "rank": [0]}}))
+transformers += [example.retriever(), example.scorer(), example.vec_loader(), HypencoderRetriever.example(),
+                 HypencoderScorer.example(), VecLoader.example()]
 for transformer in transformers:
     for columns in pt.inspect.transformer_inputs(transformer):
         pt.inspect.transformer_outputs(transformer, columns)
         transformer(pd.DataFrame(columns=columns))
     pt.schematic.draw(transformer), transformer._repr_html_(), repr(transformer), hash(transformer)
     assert transformer.compile() == transformer.compile() == pickle.loads(pickle.dumps(transformer.compile()))
-found = [name for name in ("transformers", "triton", "pyterrier_dr") if name in sys.modules]
+assert "HypencoderIndexer" in pt.schematic.draw(model.doc_encoder() >> HypencoderIndexer.example())
+assert "HypencoderScorer" in pt.schematic.draw(first_stage >> example.scorer())
+assert "QueryEncoder" in pt.schematic.draw(model.query_encoder() >> example.retriever() % 10)
+found = [name for name in ("transformers", "triton", "faiss", "pyterrier_dr") if name in sys.modules]
 assert not found, found
 """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
