@@ -1,4 +1,4 @@
-"""Real collections (HYPENCODER_COLLECTIONS): published figures, and that all ways of scoring agree on real text."""
+"""Real collections in HYPENCODER_COLLECTIONS: published figures, and agreement of retriever, scorers and FlexIndex."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pyterrier_hypencoder import HypencoderIndexer
 
 @pytest.fixture(scope="module")
 def nfcorpus(collections, minilm, tmp_path_factory):
-    """The collection and its index (title and text, 256 tokens)."""
+    """Return the collection and its index over title and text, with up to 256 tokens per document."""
     collection = collections("nfcorpus")
     path = tmp_path_factory.mktemp("nfcorpus") / "nfcorpus.hyp"
     return collection, HypencoderIndexer(path, minilm, text_field=["title", "text"]).index(collection.docs())
 
 
-def test_minilm_reaches_its_published_figure_on_nfcorpus(nfcorpus, minilm):
+def test_minilm_reaches_its_published_ndcg_on_nfcorpus(nfcorpus, minilm):
     collection, index = nfcorpus
     table = pt.Experiment([index.retriever(minilm)], collection.topics(), collection.qrels(), [nDCG @ 10])
     assert table["nDCG@10"][0] == pytest.approx(0.316, abs=0.001)
 
 
-def test_the_scorer_gives_the_retrievers_scores_for_any_candidates(nfcorpus, minilm):
+def test_scorer_gives_the_retrievers_scores_for_any_candidates(nfcorpus, minilm):
     collection, index = nfcorpus
     topics = collection.topics().head(20)
     everything = index.retriever(minilm, num_results=len(index))(topics)
@@ -38,7 +38,7 @@ def test_the_scorer_gives_the_retrievers_scores_for_any_candidates(nfcorpus, min
         assert ranked["score_expected"].sort_values(ascending=False).index.equals(ranked.sort_values("rank").index)
 
 
-def test_flex_index_over_the_same_vectors_ranks_alike(nfcorpus, minilm, tmp_path):
+def test_flex_index_with_the_same_vectors_gives_the_same_ranking(nfcorpus, minilm, tmp_path):
     pytest.importorskip("pyterrier_dr")
     collection, index = nfcorpus
     topics = minilm.query_encoder()(collection.topics().head(50))
@@ -47,7 +47,7 @@ def test_flex_index_over_the_same_vectors_ranks_alike(nfcorpus, minilm, tmp_path
     found = index.retriever(minilm, num_results=100)(topics)
     both = found.merge(expected, on=["qid", "docno"], suffixes=("", "_flex"))
     np.testing.assert_allclose(both["score"], both["score_flex"], atol=2e-6)
-    # The collection holds some documents twice: only such equal scores may stand in another order.
+    # Some documents occur twice in the collection. Only documents with equal scores may be in another order.
     at_rank = found.merge(expected, on=["qid", "rank"], suffixes=("", "_flex"))
     assert len(at_rank) == len(found) == len(expected)
     moved = at_rank[at_rank["docno"] != at_rank["docno_flex"]]
@@ -55,7 +55,7 @@ def test_flex_index_over_the_same_vectors_ranks_alike(nfcorpus, minilm, tmp_path
     assert len(moved) < 0.05 * len(at_rank)
 
 
-def test_text_and_stored_vectors_re_rank_a_run_alike(collections, minilm, tmp_path):
+def test_text_and_stored_vectors_give_the_same_reranking(collections, minilm, tmp_path):
     collection = collections("msmarco-dl-pool")
     run = pt.io.read_results(str(collection.folder / "runs" / "dl19.BM25.run"), format="trec")
     run = run[run["rank"] <= 50].merge(collection.topics("topics.dl19.tsv"), on="qid").drop(columns=["score", "rank"])

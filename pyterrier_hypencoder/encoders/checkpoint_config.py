@@ -34,10 +34,15 @@ class DualEncoderConfig:
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> DualEncoderConfig:
-        """Build the configuration from the parsed ``config.json``."""
+        """Build the configuration from the parsed ``config.json``.
+
+        The key ``head_start`` of older checkpoints is read as ``head_init``.
+        """
         extra = copy.deepcopy(config)
         architecture = (extra.pop("architectures", None) or [cls.architecture])[0]
         query_encoder_kwargs = extra.pop("query_encoder_kwargs", None) or {}
+        if "head_start" in query_encoder_kwargs:
+            query_encoder_kwargs.setdefault("head_init", query_encoder_kwargs.pop("head_start"))
         if architecture not in ARCHITECTURES:  # forks use their own names, so look at the query encoder
             architecture = "HypencoderDualEncoder" if "converter_kwargs" in query_encoder_kwargs else "TextDualEncoder"
         return cls(
@@ -65,9 +70,8 @@ class DualEncoderConfig:
 
     @property
     def head_init(self) -> str:
-        """Initialisation of the hyper-head, ``released`` or ``dense``. Older checkpoints call the key ``head_start``."""
-        kwargs = self.query_encoder_kwargs
-        return kwargs.get("head_init", kwargs.get("head_start", "released"))
+        """Initialisation of the hyper-head, ``released`` or ``dense``."""
+        return self.query_encoder_kwargs.get("head_init", "released")
 
     @property
     def pooling(self) -> str:

@@ -12,6 +12,9 @@ from .biencoder import BiEncoder
 from .checkpoint_config import DualEncoderConfig
 from .hypencoder import Hypencoder
 
+_RENAMED_OPTIONS = {"pads_in_mean": "pool_padding"}
+"""Options that older indexes record under another name."""
+
 
 def load_recorded_encoder(record: dict[str, Any], *, device: str = "auto") -> Encoder:
     """Load the encoder that an index records; see :meth:`Encoder.record`.
@@ -25,7 +28,8 @@ def load_recorded_encoder(record: dict[str, Any], *, device: str = "auto") -> En
     """
     classes: dict[str, Callable[..., Encoder]] = {"Hypencoder": Hypencoder, "BiEncoder": BiEncoder}
     check_choice("The model class of the index", record.get("class"), classes)
-    return classes[record["class"]](record["name"], revision=record["revision"], device=device, **record["options"])
+    options = {_RENAMED_OPTIONS.get(name, name): value for name, value in record["options"].items()}
+    return classes[record["class"]](record["name"], revision=record["revision"], device=device, **options)
 
 
 def load_encoder(name_or_path: str, **options: Any) -> Encoder:

