@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..encoders import checkpoint, hub
+from ..encoders import checkpoint, dense_start, hub
+from ..encoders.checkpoint_config import DualEncoderConfig
 from ..encoders.hypencoder import Hypencoder
 from ..encoders.loading import check_encoder
-from ..encoders.networks import DualEncoderConfig, HypencoderDualEncoder
+from ..encoders.networks import HypencoderDualEncoder
 from .collator import Collator
 
 if TYPE_CHECKING:
@@ -51,13 +52,13 @@ def prepare_training(model: Any, *, shared: bool) -> InitialModel:
         if checkpoint.find_config(name, revision) is not None:
             encoder, _ = checkpoint.load(name, **options)
         else:
-            encoder = checkpoint.from_dense(name, shared_encoder=shared, **options)
+            encoder = dense_start.from_dense(name, shared_encoder=shared, **options)
     backbone = encoder.config.query_encoder_kwargs.get("model_name_or_path", "")
     tokenizer = hub.load_tokenizer(name, revision, backbone)
     collator = Collator(
         tokenizer,
-        query_max_length=min(model.query_max_length, hub.longest_input(encoder.query_encoder.transformer.config)),
-        doc_max_length=min(model.doc_max_length, hub.longest_input(encoder.passage_encoder.transformer.config)),
+        query_max_length=min(model.query_max_length, hub.get_max_length(encoder.query_encoder.transformer.config)),
+        doc_max_length=min(model.doc_max_length, hub.get_max_length(encoder.passage_encoder.transformer.config)),
         query_prefix=model.query_prefix,
         doc_prefix=model.doc_prefix,
     )
@@ -82,7 +83,7 @@ def build_initial_model(config: ModelConfig) -> tuple[HypencoderDualEncoder, Any
         encoder = _load_checkpoint(config, source)
     elif config.dense is not None:
         source = config.dense
-        encoder = checkpoint.from_dense(
+        encoder = dense_start.from_dense(
             source,
             hidden=config.hidden,
             shared_encoder=config.shared_encoder,
@@ -109,7 +110,7 @@ def _load_checkpoint(config: ModelConfig, source: str) -> HypencoderDualEncoder:
 def _build_on_backbone(config: ModelConfig, backbone: str) -> HypencoderDualEncoder:
     """Build a dual encoder on a backbone. Its hyper-head is random, or copied from a checkpoint."""
     pooling = config.pooling or "cls"
-    width = hub.backbone_config(backbone, None, "model.backbone").hidden_size
+    width = hub.load_backbone_config(backbone, None, "model.backbone").hidden_size
     query: dict[str, Any] = {"model_name_or_path": backbone}
     if config.hidden is None:
         query |= {"pooling_type": pooling}
