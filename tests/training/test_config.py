@@ -285,7 +285,7 @@ def test_files_of_ones_own(small, tmp_path):
     for text, message in {
         "a: [": "is not a valid YAML file",
         "- 1\n": "must contain keys and values",
-        "a: 1\na: 2\n": "the key a twice",
+        "a: 1\na: 2\n": "duplicate key a",
     }.items():
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
