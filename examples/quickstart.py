@@ -18,8 +18,7 @@ from shared.bm25 import BM25
 from shared.collection import Collection
 from shared.datasets import open_collection
 
-from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndex, HypencoderIndexer
-from pyterrier_hypencoder.transformers.measures import NumScored
+from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndex, HypencoderIndexer, NumScored
 
 CUTOFF = 100
 GRAPH_K = 100

@@ -28,7 +28,7 @@ def queries(*texts):
 
 
 def test_bm25_ndcg_on_apidocs_is_in_the_expected_range(apidocs_collection):
-    retriever = BM25().index(apidocs_collection.docs())
+    retriever = BM25(num_results=100).index(apidocs_collection.docs())
     result = pt.Experiment([retriever], apidocs_collection.topics, apidocs_collection.qrels, [nDCG @ 10], names=["BM25"])
     assert 0.40 < result["nDCG@10"].item() < 0.65
 
