@@ -1,9 +1,11 @@
-"""The index as an artifact: opened, shared, pickled, iterated, and exchanged with pyterrier_dr."""
+"""HypencoderIndex: opening, sharing, pickling, iterating, factories, examples, and exchange with pyterrier_dr."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import pickle
+import pydoc
 import shutil
 import sys
 import threading
@@ -17,7 +19,8 @@ import pandas as pd
 import pyterrier as pt
 import pytest
 
-from pyterrier_hypencoder import HypencoderIndex, HypencoderIndexer, HypencoderRetriever
+from pyterrier_hypencoder import Hypencoder, HypencoderIndex, HypencoderIndexer, HypencoderRetriever, HypencoderScorer
+from pyterrier_hypencoder.transformers.vec_loader import VecLoader
 
 FIXTURE = Path(__file__).parent / "fixtures" / "v1.hyp"
 DOCNOS = ["d1", "07", "7", "日本 語", "été", "d10", *(f"MARCO_{i}" for i in range(300)), " ", "a b"]
@@ -52,7 +55,7 @@ def assert_same_index(found: Any, expected: HypencoderIndex) -> None:
 # Opening and sharing
 
 
-def test_an_index_knows_its_size_documents_and_vectors(small):
+def test_index_has_length_docnos_and_vectors(small):
     assert len(small) == len(DOCNOS) and small.vec_size == 8
     assert list(small.docnos) == DOCNOS
     np.testing.assert_array_equal(small.vectors, VECTORS.astype(small.vectors.dtype))
@@ -60,7 +63,7 @@ def test_an_index_knows_its_size_documents_and_vectors(small):
     assert len(repr(small)) < 70
 
 
-def test_an_open_index_notices_that_it_was_replaced(tmp_path):
+def test_open_index_follows_its_replacement(tmp_path):
     documents = [{"docno": f"d{i}", "doc_vec": np.full(4, i, np.float32)} for i in range(5)]
     index = HypencoderIndexer(tmp_path / "x.hyp").index(documents)
     HypencoderIndexer(tmp_path / "x.hyp", mode="overwrite").index(documents[3:])
@@ -69,7 +72,7 @@ def test_an_open_index_notices_that_it_was_replaced(tmp_path):
     np.testing.assert_array_equal(index.vectors, [[3] * 4, [4] * 4])
 
 
-def test_the_committed_index_loads():
+def test_index_of_format_version_1_loads():
     index = pt.Artifact.load(str(FIXTURE))
     assert isinstance(index, HypencoderIndex) and len(index) == 6 and index.model() is None
     assert list(index.docnos) == DOCNOS[:6]
@@ -78,29 +81,29 @@ def test_the_committed_index_loads():
 @pytest.mark.parametrize(
     "load", [pt.Artifact.load, HypencoderIndex.load, HypencoderIndex, lambda path: HypencoderIndex(Path(path))]
 )
-def test_an_index_loads_by_its_path(small, load):
+def test_index_loads_from_its_path(small, load):
     assert_same_index(load(str(small.path)), small)
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-def test_an_index_is_pickled_as_its_path(small, protocol):
+def test_index_is_pickled_as_its_path(small, protocol):
     data = pickle.dumps(small, protocol)
     assert len(data) < 1000
     assert_same_index(pickle.loads(data), small)
 
 
-def test_indexes_are_equal_by_path(small, tmp_path):
+def test_indexes_are_equal_if_their_paths_are(small, tmp_path):
     same, other = HypencoderIndex(small.path), HypencoderIndex(shutil.copytree(small.path, tmp_path / "x.hyp"))
     assert same == small and hash(same) == hash(small)
     assert other != small and small != str(small.path)
 
 
-def test_changing_what_meta_returns_changes_nothing(small):
+def test_meta_is_a_copy(small):
     small.meta["doc_count"] = 1
     assert small.meta["doc_count"] == len(small) == len(DOCNOS)
 
 
-def test_a_moved_or_copied_index_is_the_same(small, tmp_path):
+def test_moved_or_copied_index_loads(small, tmp_path):
     copy = shutil.copytree(small.path, tmp_path / "a" / "y")
     assert_same_index(pt.Artifact.load(str(copy)), small)
     assert_same_index(pt.Artifact.load(str(copy.rename(tmp_path / "z"))), small)
@@ -111,7 +114,7 @@ class Quiet(SimpleHTTPRequestHandler):
         pass
 
 
-def test_a_package_is_served_downloaded_and_opened(small, tmp_path, monkeypatch):
+def test_package_is_downloaded_and_opened(small, tmp_path, monkeypatch):
     (tmp_path / "served").mkdir()
     package = small.build_package(str(tmp_path / "served" / "x.tar.lz4"))
     monkeypatch.setenv("PYTERRIER_HOME", str(tmp_path / "home"))
@@ -131,17 +134,17 @@ def test_a_package_is_served_downloaded_and_opened(small, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["pt_meta.json", "docnos.npids", "vecs.f2"])
-def test_a_damaged_index_does_not_load(tmp_path, name):
+def test_damaged_index_does_not_load(tmp_path, name):
     path = build(tmp_path / "x.hyp", DOCNOS, VECTORS).path
     (path / name).write_bytes((path / name).read_bytes()[:-1])
     for load in (HypencoderIndex, HypencoderIndex.load):
         with pytest.raises(ValueError, match="is damaged|missing or damaged|must contain JSON"):
             load(str(path))
-    with pytest.raises(ValueError):  # of a damaged pt_meta.json PyTerrier itself says so
+    with pytest.raises(ValueError):  # PyTerrier has its own message for a damaged pt_meta.json
         pt.Artifact.load(str(path))
 
 
-def test_no_index_does_not_load(tmp_path):
+def test_missing_index_does_not_load(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no index at .* Build it with HypencoderIndexer"):
         HypencoderIndex(tmp_path / "x.hyp")
     with pytest.raises(ValueError, match="it has no pt_meta.json"):
@@ -154,7 +157,7 @@ def test_no_index_does_not_load(tmp_path):
 @pytest.mark.parametrize(
     ("start", "stop"), [(None, None), (0, 3), (5, None), (None, 5), (3, 3), (7, 2), (-2, None), (300, 10_000), (10_000, None)]
 )
-def test_documents_are_iterated_as_a_slice(small, start, stop):
+def test_get_corpus_iter_takes_slices(small, start, stop):
     found = list(small.get_corpus_iter(start, stop))
     assert [doc["docno"] for doc in found] == DOCNOS[start:stop]
     assert all(doc["doc_vec"].dtype == np.float32 for doc in found)
@@ -163,7 +166,7 @@ def test_documents_are_iterated_as_a_slice(small, start, stop):
     )
 
 
-def test_long_slices_are_iterated_across_blocks(tmp_path):
+def test_get_corpus_iter_crosses_blocks(tmp_path):
     n = 9000
     vectors = np.arange(2 * n, dtype=np.float32).reshape(n, 2)
     index = build(tmp_path / "x.hyp", [f"d{i}" for i in range(n)], vectors, dtype="fp32")
@@ -172,20 +175,60 @@ def test_long_slices_are_iterated_across_blocks(tmp_path):
     np.testing.assert_array_equal([doc["doc_vec"] for doc in found], vectors[10:8990])
 
 
-def test_an_index_is_made_again_from_its_own_documents(small, tmp_path):
+def test_index_rebuilt_from_its_documents_is_the_same(small, tmp_path):
     dtype = {"f2": "fp16", "f4": "fp32"}[small.meta["dtype"]]
     assert_same_index(HypencoderIndexer(tmp_path / "x.hyp", dtype=dtype).index(small.get_corpus_iter()), small)
 
 
-def test_vec_loader_adds_the_stored_vectors(small):
-    frame = pd.DataFrame({"qid": "q", "docno": ["été", "MARCO_299", "d1", "été"], "score": 1.0}, index=[3, 1, 3, 7])
-    found = small.vec_loader()(frame)
-    assert list(found.columns) == ["qid", "docno", "score", "doc_vec"]
-    expected = small.vectors[[4, 305, 0, 4]].astype(np.float32)
-    np.testing.assert_array_equal(np.stack(found["doc_vec"]), expected)
-    pd.testing.assert_frame_equal(found.drop(columns="doc_vec"), frame)
-    with pytest.raises(ValueError, match="got unknown docnos: nope"):
-        small.vec_loader()(pd.DataFrame({"docno": ["d1", "nope"]}))
+# Factories
+
+
+FACTORIES = {"retriever": HypencoderRetriever, "scorer": HypencoderScorer, "vec_loader": VecLoader}
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_factory_shows_the_arguments_of_its_class(small, name):
+    expected = list(inspect.signature(FACTORIES[name]).parameters.values())[1:]
+    assert list(inspect.signature(getattr(small, name)).parameters.values()) == expected
+    assert list(inspect.signature(getattr(HypencoderIndex, name)).parameters)[0] == "self"
+    assert all(parameter.name in pydoc.render_doc(getattr(HypencoderIndex, name)) for parameter in expected)
+
+
+def test_factories_pass_their_arguments_on(small):
+    model, options = Hypencoder("nobody/nothing"), {"batch_size": 3, "qnet_width": 2}
+    assert small.retriever(model, num_results=7, **options) == HypencoderRetriever(small, model, num_results=7, **options)
+    assert small.retriever(model=model) == HypencoderRetriever(small, model)
+    assert small.scorer(model, text_field="body", **options) == HypencoderScorer(small, model, text_field="body", **options)
+    assert small.vec_loader() == VecLoader(small)
+
+
+def test_factories_refuse_unknown_options(small):
+    for make in (small.retriever, small.scorer, small.vec_loader):
+        with pytest.raises(TypeError, match="n_seeds"):
+            make(n_seeds=3)
+
+
+# Examples
+
+
+def test_example_index_is_built_once_and_records_no_model():
+    index = HypencoderIndex.example()
+    assert list(index.docnos) == ["d1", "d2", "d3"] and index.vectors.shape == (3, 4) and index.model() is None
+    assert HypencoderIndex.example() == index
+    assert HypencoderRetriever.example()._open_reader().path == index.path
+
+
+def test_example_indexer_builds_again_and_again():
+    for n in (1, 2):
+        docs = [{"docno": f"x{i}", "doc_vec": [1.0, i]} for i in range(n)]
+        assert len(HypencoderIndexer.example().index(docs)) == n
+
+
+def test_examples_make_a_pipeline():
+    frame = pd.DataFrame({"qid": ["q"], "query_vec": [[0.0, 1.0, 0.0, 0.0]]})
+    index = HypencoderIndex.example()
+    found = (index.retriever(num_results=2) >> index.scorer() >> index.vec_loader())(frame)
+    assert found["docno"].tolist() == ["d2", "d3"] and found["doc_vec"][0].tolist() == [0.0, 1.0, 0.0, 0.0]
 
 
 # pyterrier_dr
@@ -206,7 +249,7 @@ def dr() -> Any:
     ],
     ids=["prefix", "sequence", "padded", "two kinds"],
 )
-def test_vectors_go_to_pyterrier_dr_and_back(dr, tmp_path, docnos):
+def test_vectors_survive_a_round_trip_through_flex(dr, tmp_path, docnos):
     index = build(tmp_path / "x.hyp", docnos, VECTORS[:300], dtype="fp32")
     flex = index.to_flex(tmp_path / "x.flex")
     assert isinstance(flex, dr.FlexIndex) and len(flex) == 300
@@ -215,7 +258,7 @@ def test_vectors_go_to_pyterrier_dr_and_back(dr, tmp_path, docnos):
         assert_same_index(HypencoderIndex.from_flex(source, tmp_path / "y.hyp", mode="overwrite", dtype="fp32"), index)
 
 
-def test_vectors_of_pyterrier_dr_are_taken_over(dr, tmp_path):
+def test_from_flex_copies_vectors_and_docnos(dr, tmp_path):
     flex = dr.FlexIndex(str(tmp_path / "x.flex"), verbose=False)
     flex.index({"docno": f"d{i}", "doc_vec": vector} for i, vector in enumerate(VECTORS))
     index = HypencoderIndex.from_flex(flex, tmp_path / "x.hyp")
@@ -225,7 +268,7 @@ def test_vectors_of_pyterrier_dr_are_taken_over(dr, tmp_path):
         HypencoderIndex.from_flex(flex, tmp_path / "x.hyp")
 
 
-def test_pyterrier_dr_ranks_the_same_vectors_alike(dr, tmp_path, small, query_vecs):
+def test_flex_index_ranks_the_same_vectors_alike(dr, tmp_path, small, query_vecs):
     ours = HypencoderRetriever(small, num_results=50)(query_vecs)
     theirs = small.to_flex(tmp_path / "x.flex").np_retriever(num_results=50)(query_vecs)
     theirs = theirs.sort_values(["qid", "rank"], ignore_index=True)
@@ -234,7 +277,7 @@ def test_pyterrier_dr_ranks_the_same_vectors_alike(dr, tmp_path, small, query_ve
     np.testing.assert_allclose(ours["score"], theirs["score"], rtol=1e-5, atol=1e-5)
 
 
-def test_an_existing_flex_index_is_left_alone(dr, tmp_path, small):
+def test_to_flex_does_not_change_an_existing_flex_index(dr, tmp_path, small):
     small.to_flex(tmp_path / "x.flex")
     before = {path.name: path.read_bytes() for path in (tmp_path / "x.flex").iterdir()}
     with pytest.raises(RuntimeError, match="already"):
@@ -242,21 +285,21 @@ def test_an_existing_flex_index_is_left_alone(dr, tmp_path, small):
     assert {path.name: path.read_bytes() for path in (tmp_path / "x.flex").iterdir()} == before
 
 
-def test_a_flex_index_is_not_opened_as_ours(dr, tmp_path, small):
+def test_flex_index_is_not_opened_as_an_index(dr, tmp_path, small):
     small.to_flex(tmp_path / "x.flex")
     with pytest.raises(ValueError, match="got dense_index and flex. HypencoderIndex.from_flex"):
         HypencoderIndex(tmp_path / "x.flex")
 
 
 @pytest.mark.parametrize("source", ["nothing", "ours"])
-def test_what_is_no_flex_index_is_not_taken_over(small, tmp_path, source):
+def test_from_flex_refuses_other_directories(small, tmp_path, source):
     path = small.path if source == "ours" else tmp_path / "nothing"
     with pytest.raises(ValueError, match="Expected a FlexIndex of pyterrier_dr"):
         HypencoderIndex.from_flex(path, tmp_path / "x.hyp")
     assert not (tmp_path / "x.hyp").exists()
 
 
-def test_without_pyterrier_dr_it_says_what_to_install(monkeypatch, tmp_path, small):
+def test_missing_pyterrier_dr_names_the_pip_command(monkeypatch, tmp_path, small):
     monkeypatch.setitem(sys.modules, "pyterrier_dr", None)
     with pytest.raises(ImportError, match="pip install pyterrier-dr"):
         small.to_flex(tmp_path / "x.flex")

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import ir_measures
 import joblib
@@ -450,7 +451,7 @@ def test_schematic_of_pipeline_shows_every_stage(index, model, bm25):
     assert "DocEncoder" in indexing and "HypencoderIndexer" in indexing
 
 
-def test_inspection_loads_no_model(index, golden):
+def test_inspection_loads_no_model_and_example_index_is_removed_at_exit(index, golden):
     script = f"""
 import pickle, sys
 import pandas as pd
@@ -478,7 +479,10 @@ assert "HypencoderScorer" in pt.schematic.draw(first_stage >> example.scorer())
 assert "QueryEncoder" in pt.schematic.draw(model.query_encoder() >> example.retriever() % 10)
 found = [name for name in ("transformers", "triton", "faiss", "pyterrier_dr") if name in sys.modules]
 assert not found, found
+print(example.path)
 """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
+    path = Path(done.stdout.splitlines()[-1])
+    assert path.name == "example.hyp" and not path.parent.exists()
