@@ -290,7 +290,7 @@ def test_files_of_ones_own(small, tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             config_files.load_config(str(path))
-    with pytest.raises(FileNotFoundError, match=r"be_base.*found 'bebase'"):
+    with pytest.raises(FileNotFoundError, match=r"'bebase'.*be_base"):
         config_files.load_config("bebase")
 
 
