@@ -10,6 +10,8 @@ from pyterrier.measures import nDCG
 
 from pyterrier_hypencoder import HypencoderIndexer
 
+pytestmark = pytest.mark.slow  # encoding the collections takes minutes
+
 
 @pytest.fixture(scope="module")
 def nfcorpus(collections, minilm, tmp_path_factory):
