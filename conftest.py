@@ -14,6 +14,8 @@ pt.documentation._cached_objects_inv = {}
 
 # A program that a test starts, not a module to import.
 collect_ignore = ["tests/training/ddp_run.py"]
+# They hold no doctests, and modules of one name cannot be collected twice.
+collect_ignore_glob = ["tests/*/conftest.py"]
 
 
 @pytest.fixture(autouse=True)
