@@ -10,7 +10,8 @@ Example:
     >>> retriever = HypencoderIndex.example().retriever(return_stats=True)
     >>> topics = pd.DataFrame({"qid": ["q1"], "query_vec": [[1.0, 0.0, 0.0, 0.0]]})
     >>> qrels = pd.DataFrame({"qid": ["q1"], "docno": ["d1"], "label": [1]})
-    >>> pt.Experiment([retriever], topics, qrels, [NumScored, NumRounds], names=["exhaustive"])
+    >>> table = pt.Experiment([retriever], topics, qrels, [NumScored, NumRounds], names=["exhaustive"])
+    >>> table[["name", "NumScored", "NumRounds"]]
              name  NumScored  NumRounds
     0  exhaustive        3.0        1.0
 """

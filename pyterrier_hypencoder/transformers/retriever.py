@@ -62,7 +62,7 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         return_stats: If True, add the cost of the search as columns: ``n_scored`` (documents that were scored) and
             ``n_rounds``. ``surrogate`` and ``auto`` also add ``last_yield`` (see
             :mod:`pyterrier_hypencoder.search.surrogate`) and ``fell_back`` (True if the query was searched exhaustively
-            because its q-net is too far from linear). :class:`NumScored` and :class:`NumRounds` turn costs into measures.
+            because its q-net is too far from linear). :data:`NumScored` and :data:`NumRounds` make measures of them.
         verbose: If True, show a progress bar.
         algorithm: The search algorithm. ``exhaustive`` scores all documents. ``graph`` is Algorithm 1 of the paper, a greedy
             search over the neighbour graph. ``surrogate`` fits a linear approximation of the q-net, scores its top
