@@ -21,9 +21,9 @@ _MAX_SHOWN_ITEMS = 3
 class ByArguments:
     """Mixin for objects that are equal if their constructor arguments are equal.
 
-    It provides equality, hash, representation and pickling. The constructor must store each argument under its own name, or
-    with a leading underscore, and do nothing else. Models and files are opened on first use with :meth:`_open`. They are
-    neither compared nor pickled.
+    It provides equality, hash, representation and pickling. The constructor must store each argument under the argument's
+    name, with or without a leading underscore, and do nothing else. Models and files are opened on first use with
+    :meth:`_open`. They are neither compared nor pickled.
     """
 
     _opened: dict[str, tuple[Any, Any]]

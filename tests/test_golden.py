@@ -68,7 +68,7 @@ def test_scores_match_for_queries_padded_together(numbers):
 
 
 def test_retriever_order_matches_the_released_code(numbers, tmp_path):
-    """Vectors as the released code batches them, queries by text, the ranking of the released exhaustive search."""
+    """Compare rankings for vectors in the released code's batches, with queries encoded from text."""
     docs = [
         {"docno": doc["docno"], "doc_vec": vector.numpy()}
         for doc, vector in zip(numbers.texts["docs"], numbers.doc_vectors(8), strict=True)
@@ -105,7 +105,7 @@ def test_saved_checkpoint_gives_the_same_scores(numbers, tmp_path, format):
 
 
 def test_released_architecture_builds_offline_within_time_and_memory():
-    """139,603,968 parameters, 502 keys, q-nets of 3,544,320 numbers, in a process of its own under 30 s and 3 GiB."""
+    """Build a model with 139,603,968 parameters in a new process, because peak memory is measured per process."""
     script = f"""
 import json, resource, time
 start = time.time()

@@ -173,7 +173,7 @@ class Encoder(ByArguments):
         return checkpoint.compute_fingerprint(self._get_network("document"), self.doc_prefix)
 
     def record(self) -> dict[str, Any]:
-        """Return what an index stores about the model, so that the encoder can be made again."""
+        """Return the class, name and options of the encoder, from which an index can load it again."""
         return {
             "class": type(self).__name__,
             "name": os.path.abspath(self.name_or_path) if os.path.isdir(self.name_or_path) else self.name_or_path,

@@ -71,7 +71,7 @@ def load(
 ) -> tuple[HypencoderDualEncoder, DualEncoderConfig]:
     """Load a dual encoder in float32 on the CPU, in evaluation mode.
 
-    The checkpoint holds all weights, so the backbone's own weights are not downloaded. The exception are checkpoints that
+    The checkpoint holds all weights, so the weights of the backbone are not downloaded. The exception are checkpoints that
     were saved with ``base=...``; see :func:`save`.
 
     Args:
@@ -244,7 +244,7 @@ def save(
         directory: Directory of the checkpoint. It is created if needed; each file is replaced as a whole.
         format: ``safetensors`` (a shared transformer is stored once) or ``bin`` (released layout, both prefixes).
         tokenizer: A Hugging Face tokenizer to save with the checkpoint.
-        weights: Weights to write instead of the model's own, under the same names.
+        weights: Weights to write instead of those of the model, under the same names.
         base: Name of the model that both transformers started from. Weights that are unchanged since then are not stored;
             :func:`load` takes them from that model. The file is then much smaller.
         half: If True, weights are rounded to float16.

@@ -43,7 +43,7 @@ class DualEncoderConfig:
         query_encoder_kwargs = extra.pop("query_encoder_kwargs", None) or {}
         if "head_start" in query_encoder_kwargs:
             query_encoder_kwargs.setdefault("head_init", query_encoder_kwargs.pop("head_start"))
-        if architecture not in ARCHITECTURES:  # forks use their own names, so look at the query encoder
+        if architecture not in ARCHITECTURES:  # forks use other names, so look at the query encoder
             architecture = "HypencoderDualEncoder" if "converter_kwargs" in query_encoder_kwargs else "TextDualEncoder"
         return cls(
             architecture,
@@ -106,7 +106,7 @@ def override_config(
     Args:
         config: The configuration.
         pooling: Pooling of both encoders; None keeps it.
-        normalize: If given, whether both encoders return vectors of length 1.
+        normalize: If True, both encoders return vectors of length 1; None keeps the option.
         qnet: Options of :class:`pyterrier_hypencoder.QNetSpec` that leave the shapes of the weights alone, such as
             ``do_residual=False``.
 

@@ -1,4 +1,4 @@
-"""Start a dual encoder from a dense model, so that its first scores rank documents like that model."""
+"""Start a dual encoder from a dense model: its first scores rank documents like that model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def from_dense(
         shared_encoder: If True, one transformer encodes queries and documents.
         revision: Branch, tag or commit on the hub.
         pooling: Pooling of the dense model; None reads it from its sentence-transformers files.
-        normalize: If given, whether vectors have length 1; None reads it from the same files.
+        normalize: If True, vectors have length 1; None reads it from the same files.
         query_projection: If True, query vectors p become ``p + W p + b`` with a projection that starts at zero. With
             ``train="head"``, both kinds of models can then learn while their transformers are frozen.
         seed: Seed of the hyper-head's random weights.

@@ -64,7 +64,8 @@ def read_pooling_settings(
         normalize: Normalisation to use; None to read it.
 
     Raises:
-        ValueError: If the files ask for something unsupported, or if it is unknown whether the model has such files.
+        ValueError: If the files ask for something unsupported, or if the machine is offline and the cache does not say
+            whether the model has such files.
     """
     if pooling is not None and normalize is not None:
         return PoolingSettings(pooling, normalize)
