@@ -196,7 +196,7 @@ def _check_mined(path: Path, mined: Sequence[MinedTopic], n_topics: int, negativ
     n_few = sum(len(topic.negatives) < negatives_per_query for topic in mined)
     _LOG.log(
         logging.WARNING if len(mined) < n_topics else logging.INFO,
-        "%s: rows for %d of %d topics. %d topics have no relevant document in docs. %d have fewer than %d negatives.",
+        "%s: rows for %d of %d topics (%d without a relevant document in docs, %d with fewer than %d negatives).",
         *(path, len(mined), n_topics, n_topics - len(mined), n_few, negatives_per_query),
     )
     if not mined:

@@ -13,6 +13,7 @@ datasets = pytest.importorskip("datasets")
 pytest.importorskip("accelerate")
 
 import tiny_training  # noqa: E402
+from example_rows import make_row, write_rows  # noqa: E402
 
 from pyterrier_hypencoder.encoders import checkpoint  # noqa: E402
 
@@ -82,3 +83,12 @@ def untrained(checkpoint_dir):
     from pyterrier_hypencoder import Hypencoder
 
     return Hypencoder(checkpoint_dir, device="cpu", doc_max_length=64)
+
+
+@pytest.fixture
+def two_files(tmp_path) -> Path:
+    """A folder with 50 rows in a plain and a gzipped file, and a text file."""
+    write_rows(tmp_path / "a.jsonl", [make_row(n) for n in range(30)])
+    write_rows(tmp_path / "b.jsonl.gz", [make_row(n) for n in range(30, 50)])
+    (tmp_path / "notes.txt").write_text("no training rows")
+    return tmp_path
