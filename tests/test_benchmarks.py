@@ -101,9 +101,9 @@ def test_search_benchmark_builds_the_index_and_combines_topics(minilm, folder):
     assert table["algorithm"].tolist() == ALGORITHMS and "nDCG@10" not in table
 
 
-def test_search_benchmark_runs_random_qnets_without_topics(own_index, tmp_path):
+def test_search_benchmark_runs_random_qnets_without_topics(index_copy, tmp_path):
     pytest.importorskip("matplotlib")
-    table = run_search_benchmark(own_index, tmp_path, "--random-nets", "2", "--topics", "2", "--released")
+    table = run_search_benchmark(index_copy, tmp_path, "--random-nets", "2", "--topics", "2", "--released")
     assert table["algorithm"].tolist() == [*ALGORITHMS, "released"]
     assert table["fell_back"].notna().tolist() == [algorithm == "surrogate" for algorithm in table["algorithm"]]
     assert "nDCG@10" not in table
