@@ -1,4 +1,19 @@
-"""Mine training rows with PyTerrier pipelines: negatives from any retriever, teacher scores from any re-ranker."""
+"""Mine training rows with PyTerrier pipelines: negatives from any retriever, teacher scores from any re-ranker.
+
+Example:
+    >>> import json, tempfile
+    >>> import pyterrier as pt
+    >>> docs = [{"docno": "d1", "text": "Mars"}, {"docno": "d2", "text": "Venus"}]
+    >>> topics = pd.DataFrame({"qid": ["q1"], "query": ["red planet"]})
+    >>> qrels = pd.DataFrame({"qid": ["q1"], "docno": ["d1"], "label": [1]})
+    >>> retriever = pt.Transformer.from_df(pd.DataFrame({"qid": ["q1"] * 2, "docno": ["d1", "d2"], "rank": [0, 1]}))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     row = json.loads(mine(topics, qrels, docs, retriever, path=folder + "/rows.jsonl").read_text())
+    >>> row["query"]
+    {'id': 'q1', 'content': 'red planet'}
+    >>> [(item["content"], item["type"]) for item in row["items"]]
+    [('Mars', 'positive'), ('Venus', 'negative')]
+"""
 
 from __future__ import annotations
 
@@ -72,32 +87,16 @@ def mine(
     Raises:
         FileExistsError: If the file exists and was made from other inputs, or is incomplete.
         ValueError: If no topic can be used, or an input is malformed. Nothing is written then.
-
-    Example:
-        >>> import json, tempfile
-        >>> import pyterrier as pt
-        >>> docs = [{"docno": "d1", "text": "Mars"}, {"docno": "d2", "text": "Venus"}]
-        >>> topics = pd.DataFrame({"qid": ["q1"], "query": ["red planet"]})
-        >>> qrels = pd.DataFrame({"qid": ["q1"], "docno": ["d1"], "label": [1]})
-        >>> retriever = pt.Transformer.from_df(pd.DataFrame({"qid": ["q1"] * 2, "docno": ["d1", "d2"], "rank": [0, 1]}))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     row = json.loads(mine(topics, qrels, docs, retriever, path=folder + "/rows.jsonl").read_text())
-        >>> row["query"]
-        {'id': 'q1', 'content': 'red planet'}
-        >>> [(item["content"], item["type"]) for item in row["items"]]
-        [('Mars', 'positive'), ('Venus', 'negative')]
     """
     path, fields = Path(path), list_text_fields(text_field)
     check_positive("negatives_per_query", negatives_per_query)
     check_positive("max_rank", 1 if max_rank is None else max_rank)
     check_suffix(path)
     topics, qrels = _check_frames(topics, qrels)
-    options = {"negatives_per_query": negatives_per_query, "max_rank": max_rank, "seed": seed}
-    made_from = {
-        **_describe_inputs(topics, qrels, docs, retriever, teacher),
-        **{name: value if value is None else int(value) for name, value in options.items()},
-        **{"min_label": min_label, "fields": fields},
-    }
+    options = {"negatives_per_query": int(negatives_per_query), "max_rank": max_rank and int(max_rank), "seed": int(seed)}
+    made_from = (
+        _describe_inputs(topics, qrels, docs, retriever, teacher) | options | {"min_label": min_label, "fields": fields}
+    )
     if path.exists():
         check_row_file(path, made_from)
         _LOG.info("%s exists and is reused.", path)
