@@ -7,6 +7,9 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+from .config import FOLDER, list_configs
 
 # Errors that users can correct. All others are reported with a traceback.
 _USER_ERRORS = (
@@ -29,19 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 2 if a user error was written to stderr as one line.
     """
-    debug = "--debug" in (sys.argv if arguments is None else arguments)
-    try:
-        return _run(arguments)
-    except _USER_ERRORS as err:
-        if debug:
-            raise
-        sys.stderr.write(f"error: {' '.join(str(err).split())}\n")
-        return 2
-
-
-def _run(arguments: Sequence[str] | None) -> int:
-    from .config_files import load_config
-
     parser = _make_parser()
     given = parser.parse_args(arguments)
     if given.config is None:
@@ -49,18 +39,28 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 0
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("pyterrier_hypencoder").setLevel(logging.DEBUG if given.debug else logging.INFO)
-    config = load_config(given.config, given.overrides)
-    from .command import train  # after the configuration is checked, because it takes seconds
-
-    folder = train(config)
+    try:
+        folder = _train(given.config, given.overrides)
+    except _USER_ERRORS as err:
+        if given.debug:
+            raise
+        sys.stderr.write(f"error: {' '.join(str(err).split())}\n")
+        return 2
     if os.environ.get("RANK", "0") == "0":  # once, if a launcher started several processes
         sys.stdout.write(f"{folder}\n")
     return 0
 
 
-def _make_parser() -> argparse.ArgumentParser:
-    from .config_files import FOLDER, list_configs
+def _train(name: str, overrides: Sequence[str]) -> Path:
+    from .config_files import load_config
 
+    config = load_config(name, overrides)
+    from .command import train  # takes seconds, so a mistake in the configuration is reported before
+
+    return train(config)
+
+
+def _make_parser() -> argparse.ArgumentParser:
     names = "\n".join(f"  {name:<20} {title}" for name, title in list_configs().items())
     parser = argparse.ArgumentParser(
         prog="python -m pyterrier_hypencoder.training",

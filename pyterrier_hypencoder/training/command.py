@@ -9,25 +9,28 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import ir_measures
 import pandas as pd
+import pyterrier as pt
 
+from ..artifact import HypencoderIndex
+from ..encoders.checkpoint import compute_fingerprint
+from ..encoders.columns import join_text
+from ..encoders.hub import get_max_length
+from ..encoders.hypencoder import Hypencoder
+from ..encoders.loading import get_encoder_class
+from ..encoders.networks import HypencoderDualEncoder
+from .collator import Collator
 from .config import Config, DataConfig, ValidationConfig
-
-try:
-    import datasets  # type: ignore[import-untyped]  # noqa: F401  (TrainingRows imports it only when rows are read)
-
-    from .initial_model import build_initial_model
-    from .trainer import HypencoderTrainer
-except ImportError as err:
-    raise ImportError(f"Training needs more packages ({err}). Run: pip install 'pyterrier-hypencoder[train]'") from err
-
-if TYPE_CHECKING:
-    from ..encoders.networks import HypencoderDualEncoder
-    from .collator import Collator
-    from .training_rows import TrainingRows
-    from .validation import Validation
+from .frozen_vectors import make_vector_lookup
+from .initial_model import build_initial_model
+from .objective import DISTILLATION
+from .row_sampler import RowSampler
+from .trainer import HypencoderTrainer
+from .training_rows import TrainingRows
+from .validation import Validation
 
 _LOG = logging.getLogger(__name__)
 
@@ -48,16 +51,14 @@ def train(config: Config) -> Path:
     """
     _LOG.info("%s", config)
     _check_output_dir(Path(config.output_dir), config.resume)
-    rows = make_rows(config)  # before the model, because missing data is then reported at once
-    validation = None if config.validation is None else make_validation(config, config.validation)
+    rows = _make_rows(config)  # before the model, because missing data is then reported at once
+    validation = None if config.validation is None else _make_validation(config, config.validation)
     encoder, tokenizer = build_initial_model(config.model)
-    collator = make_collator(config.data, encoder, tokenizer)
+    collator = _make_collator(config.data, encoder, tokenizer)
     options = {entry.name: getattr(config.trainer, entry.name) for entry in dataclasses.fields(config.trainer)}
     if validation is not None and config.validation is not None:
         _check_encoder_options(encoder, validation.options)
-        every = config.validation.every
-        steps = {"eval_strategy": "steps", "eval_steps": every, "save_steps": every}
-        options["arguments"] = {**(options["arguments"] or {}), **steps}
+        options["arguments"] = {**(options["arguments"] or {}), "eval_steps": config.validation.every}
     try:
         trainer = HypencoderTrainer(encoder, config.output_dir, tokenizer=tokenizer, **options)
     except TypeError as err:
@@ -78,23 +79,8 @@ def _check_output_dir(folder: Path, resume: bool) -> None:
         raise FileExistsError(f"output_dir {folder} already contains {', '.join(found)}. Choose another output_dir{advice}.")
 
 
-def make_rows(config: Config) -> TrainingRows:
-    """Build the training rows.
-
-    Args:
-        config: The configuration.
-
-    Returns:
-        The rows, not read yet.
-
-    Raises:
-        FileNotFoundError: If a path matches no file.
-        ValueError: If an option is invalid.
-    """
-    from .objective import DISTILLATION
-    from .row_sampler import RowSampler
-    from .training_rows import TrainingRows
-
+def _make_rows(config: Config) -> TrainingRows:
+    """Build the training rows."""
     data = config.data
     sampler = RowSampler(
         positive=data.positive,
@@ -108,24 +94,8 @@ def make_rows(config: Config) -> TrainingRows:
     return TrainingRows(data.paths, sampler, shuffle_buffer=data.shuffle_buffer, on_too_few_items=data.on_too_few_items)
 
 
-def make_collator(data: DataConfig, encoder: HypencoderDualEncoder, tokenizer: Any) -> Collator:
-    """Build the collator, which makes batches of rows.
-
-    Args:
-        data: The section ``data`` of a configuration.
-        encoder: The initial model. Its positions limit the lengths of queries and documents.
-        tokenizer: Its tokenizer.
-
-    Returns:
-        The collator.
-
-    Raises:
-        FileNotFoundError: If the index ``data.vectors`` does not exist.
-        ValueError: If that index was built by another document encoder.
-    """
-    from ..encoders.hub import get_max_length
-    from .collator import Collator
-
+def _make_collator(data: DataConfig, encoder: HypencoderDualEncoder, tokenizer: Any) -> Collator:
+    """Build the collator, which makes batches of rows."""
     query_positions = get_max_length(encoder.query_encoder.transformer.config)
     doc_positions = get_max_length(encoder.passage_encoder.transformer.config)
     return Collator(
@@ -140,12 +110,6 @@ def make_collator(data: DataConfig, encoder: HypencoderDualEncoder, tokenizer: A
 
 def _open_vectors(path: str, encoder: HypencoderDualEncoder, doc_prefix: str) -> Any:
     """Open an index as a lookup of document vectors, and check that the document encoder built it."""
-    import pyterrier as pt
-
-    from ..artifact import HypencoderIndex
-    from ..encoders.checkpoint import compute_fingerprint
-    from .frozen_vectors import make_vector_lookup
-
     if not Path(path).is_dir():
         raise FileNotFoundError(f"data.vectors: no index at {path!r}. Give the directory of an index.")
     try:
@@ -163,23 +127,8 @@ def _open_vectors(path: str, encoder: HypencoderDualEncoder, doc_prefix: str) ->
     return make_vector_lookup(index)
 
 
-def make_validation(config: Config, validation: ValidationConfig) -> Validation:
-    """Build the validation, which measures checkpoints.
-
-    Args:
-        config: The configuration.
-        validation: Its section ``validation``.
-
-    Returns:
-        The validation, with topics, judgements and judged documents in memory.
-
-    Raises:
-        FileNotFoundError: If a file does not exist.
-        ValueError: If a file has the wrong format, or if no document is judged.
-    """
-    from ..artifact import HypencoderIndex
-    from .validation import Validation
-
+def _make_validation(config: Config, validation: ValidationConfig) -> Validation:
+    """Build the validation, which measures checkpoints."""
     topics = pd.concat([_read_topics(path) for path in validation.topics])
     if (repeated := topics["qid"].duplicated()).any():
         raise ValueError(f"validation.topics: the qid {topics['qid'][repeated].iloc[0]!r} occurs twice. Make qids unique.")
@@ -209,8 +158,6 @@ def make_validation(config: Config, validation: ValidationConfig) -> Validation:
 
 
 def _check_measures(measures: Sequence[str]) -> None:
-    import ir_measures
-
     for name in measures:
         try:
             ir_measures.parse_measure(name)
@@ -233,8 +180,6 @@ def _read_topics(path: str) -> pd.DataFrame:
 
 
 def _read_qrels(path: str) -> pd.DataFrame:
-    import pyterrier as pt
-
     problem = f"validation.qrels: {path!r} must have TREC's format (qid, 0, docno and an integer in every line)"
     try:
         qrels = pt.io.read_qrels(_require_file("validation.qrels", path))
@@ -247,10 +192,6 @@ def _read_qrels(path: str) -> pd.DataFrame:
 
 def _open_docs(name: str, text_field: Sequence[str]) -> Any:
     """Return the validation collection: a dataset, an index, or an iterator over a file."""
-    import pyterrier as pt
-
-    from ..artifact import HypencoderIndex
-
     if name.startswith("irds:"):
         try:
             return pt.get_dataset(name)
@@ -261,8 +202,6 @@ def _open_docs(name: str, text_field: Sequence[str]) -> Any:
 
 def _read_docs(path: str, text_field: Sequence[str]) -> Iterator[Mapping[str, Any]]:
     """Yield the documents of a JSON lines file."""
-    from ..encoders.columns import join_text
-
     with gzip.open(path, "rt", encoding="utf-8") if path.endswith(".gz") else open(path, encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             try:
@@ -277,9 +216,6 @@ def _read_docs(path: str, text_field: Sequence[str]) -> Iterator[Mapping[str, An
 
 def _check_encoder_options(encoder: HypencoderDualEncoder, options: Mapping[str, Any]) -> None:
     """Check the options that checkpoints are loaded with, because the first validation comes after many steps."""
-    from ..encoders.hypencoder import Hypencoder
-    from ..encoders.loading import get_encoder_class
-
     kind = get_encoder_class(encoder.config)
     if kind is Hypencoder and {"query_prefix", "doc_prefix"} & set(options):
         raise ValueError("data.query_prefix and data.doc_prefix need a bi-encoder, got a Hypencoder. Remove them.")

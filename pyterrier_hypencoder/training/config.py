@@ -1,16 +1,18 @@
-"""The configuration of a training run, as dataclasses; ``config_files.py`` reads them from YAML files."""
+"""The configuration of a training run, as dataclasses. ``config_files.py`` reads them from YAML files."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..options import check_choice, check_positive
 
+FOLDER = Path(__file__).parent / "configs"
+"""Folder of the configurations that come with this package."""
 REQUIRED: Any = "???"
 """Value of a key that has no default. This is OmegaConf's marker."""
-# Training arguments that have another key, or that follow from one.
-_ELSEWHERE = {
+MOVED_ARGUMENTS = {
     "output_dir": "output_dir",
     "resume_from_checkpoint": "resume",
     "per_device_train_batch_size": "trainer.batch_size",
@@ -26,6 +28,13 @@ _ELSEWHERE = {
     "load_best_model_at_end": "validation.measures",
     "metric_for_best_model": "validation.measures",
 }
+"""Fields of ``transformers.TrainingArguments`` that have another key, and that key."""
+
+
+def list_configs() -> dict[str, str]:
+    """Return the name and title of every configuration that comes with this package."""
+    titles = {path.stem: path.read_text(encoding="utf-8").partition("\n")[0] for path in sorted(FOLDER.glob("*.yaml"))}
+    return {name: title.removeprefix("#").strip() for name, title in titles.items()}
 
 
 @dataclass
@@ -146,17 +155,19 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         self.losses = [self.losses] if isinstance(self.losses, str) else self.losses
-        factors = self.losses.values() if isinstance(self.losses, dict) else []
-        if not isinstance(self.losses, list | dict) or not all(isinstance(name, str) for name in self.losses):
-            raise ValueError(f"trainer.losses must be names, or a mapping from names to factors, got {self.losses!r:.80}.")
-        if not all(isinstance(factor, int | float) for factor in factors):
-            raise ValueError(f"trainer.losses must map names to numbers, got {self.losses!r:.80}.")
+        names, factors = (self.losses, self.losses.values()) if isinstance(self.losses, dict) else (self.losses, [])
+        if (
+            not isinstance(names, list | dict)
+            or not all(isinstance(name, str) for name in names)
+            or not all(isinstance(factor, int | float) for factor in factors)
+        ):
+            raise ValueError(f"trainer.losses must be names, or a mapping of names to numbers, got {self.losses!r:.80}.")
         check_choice("trainer.train", self.train, ("all", "queries", "head"))
         check_positive("trainer.batch_size", self.batch_size)
         check_positive("trainer.max_steps", self.max_steps)
         for name in self.arguments or {}:
-            if name in _ELSEWHERE:
-                raise ValueError(f"trainer.arguments.{name} has another key. Set {_ELSEWHERE[name]} instead.")
+            if name in MOVED_ARGUMENTS:
+                raise ValueError(f"trainer.arguments.{name} has another key. Set {MOVED_ARGUMENTS[name]} instead.")
 
 
 @dataclass
@@ -234,5 +245,3 @@ class Config:
 
 SECTIONS = {"model": ModelConfig, "data": DataConfig, "trainer": TrainerConfig, "validation": ValidationConfig}
 """Dataclass of every section of a configuration."""
-MOVED_ARGUMENTS = frozenset(_ELSEWHERE)
-"""Fields of ``transformers.TrainingArguments`` that ``trainer.arguments`` does not accept."""
