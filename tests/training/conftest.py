@@ -6,16 +6,14 @@ import gc
 import json
 from pathlib import Path
 
+import datasets
+import pandas as pd
 import pytest
+import tiny_training
 import torch
+from example_rows import make_row, write_rows
 
-datasets = pytest.importorskip("datasets")
-pytest.importorskip("accelerate")
-
-import tiny_training  # noqa: E402
-from example_rows import make_row, write_rows  # noqa: E402
-
-from pyterrier_hypencoder.encoders import checkpoint  # noqa: E402
+from pyterrier_hypencoder.encoders import checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -35,12 +33,13 @@ def quick_garbage_collection():
 
 @pytest.fixture(scope="session")
 def tokenizer():
+    """Return the tokenizer of the golden checkpoints."""
     return tiny_training.load_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def checkpoint_dir(golden, tmp_path_factory) -> Path:
-    """A Hypencoder checkpoint without dropout: separate encoders, 2 hidden layers, 24 dimensions. Tests only read it."""
+    """Return a Hypencoder checkpoint, which tests only read: separate encoders, 2 hidden layers, 24 dimensions, no dropout."""
     folder = tmp_path_factory.mktemp("models") / "hypencoder"
     model, _ = checkpoint.load(str(golden / "tiny_2l_mean_separate_reslast"))
     for side in (model.query_encoder, model.passage_encoder):
@@ -51,7 +50,7 @@ def checkpoint_dir(golden, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def dense_dir(golden, tmp_path_factory) -> Path:
-    """A dense model in the format of sentence-transformers: mean pooling, vectors of length 1, 24 dimensions."""
+    """Return a dense model in the format of sentence-transformers: mean pooling, vectors of length 1, 24 dimensions."""
     from transformers import AutoConfig, AutoModel
 
     folder = tmp_path_factory.mktemp("models") / "dense"
@@ -71,7 +70,7 @@ def dense_dir(golden, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def dense(dense_dir):
-    """The dense model as a bi-encoder."""
+    """Return the dense model as a bi-encoder."""
     from pyterrier_hypencoder import BiEncoder
 
     return BiEncoder(dense_dir, device="cpu", doc_max_length=64)
@@ -79,7 +78,7 @@ def dense(dense_dir):
 
 @pytest.fixture
 def untrained(checkpoint_dir):
-    """The Hypencoder checkpoint as a model."""
+    """Return the Hypencoder checkpoint as a model."""
     from pyterrier_hypencoder import Hypencoder
 
     return Hypencoder(checkpoint_dir, device="cpu", doc_max_length=64)
@@ -87,8 +86,26 @@ def untrained(checkpoint_dir):
 
 @pytest.fixture
 def two_files(tmp_path) -> Path:
-    """A folder with 50 rows in a plain and a gzipped file, and a text file."""
+    """Return a folder with 50 rows in a plain and a gzipped file, and a text file."""
     write_rows(tmp_path / "a.jsonl", [make_row(n) for n in range(30)])
     write_rows(tmp_path / "b.jsonl.gz", [make_row(n) for n in range(30, 50)])
     (tmp_path / "notes.txt").write_text("no training rows")
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def qrels(docs, topics) -> pd.DataFrame:
+    """Return three judged documents per topic, one of them not relevant."""
+    rows = [(qid, docs[5 * i + k]["docno"], 2 - k) for i, qid in enumerate(topics["qid"]) for k in range(3)]
+    return pd.DataFrame(rows, columns=["qid", "docno", "label"])
+
+
+@pytest.fixture(scope="session")
+def candidates(docs, topics) -> pd.DataFrame:
+    """Return ten documents per topic with their texts. The judged ones are among them."""
+    rows = [
+        {"qid": topic.qid, "query": topic.query, **docs[5 * i + k], "score": -float(k), "rank": k}
+        for i, topic in enumerate(topics.itertuples())
+        for k in range(10)
+    ]
+    return pd.DataFrame(rows)

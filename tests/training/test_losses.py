@@ -1,4 +1,4 @@
-"""The losses: the released code's values, and cases whose value is known."""
+"""Losses: values of the released code, and cases with known values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pyterrier_hypencoder.training import losses
 
 @pytest.fixture(scope="module", params=["tiny_6l_cls_shared", "tiny_2l_mean_separate_reslast"])
 def batch(request, golden):
-    """The golden batch: two queries with four items each, their scores, and the released losses."""
+    """Return the golden losses, and scores for two queries with four items each: own items, all items, teacher."""
     import numpy as np
 
     arrays = np.load(golden / request.param / "golden.npz")
@@ -33,32 +33,32 @@ def batch(request, golden):
     return facts, qnets.score(groups), qnets.score(docs), torch.tensor(facts["labels"])
 
 
-def test_the_released_margin_mse(batch):
+def test_margin_mse_equals_released_value(batch):
     facts, own, _, teacher = batch
     assert losses.margin_mse(own, teacher).item() == pytest.approx(facts["margin_mse"], rel=2e-4)
 
 
-def test_the_released_cross_entropy_over_first_items(batch):
+def test_in_batch_ce_of_first_items_equals_released_value(batch):
     facts, _, all_items, _ = batch
     first = all_items[:, ::4]
     torch.testing.assert_close(first, torch.tensor(facts["ce_similarity"]), rtol=0, atol=2e-3)
     assert losses.in_batch_ce(first).item() == pytest.approx(facts["cross_entropy"], abs=1e-3)
 
 
-def test_margins_are_compared_not_scores():
+def test_margin_mse_compares_margins_and_not_scores():
     teacher = torch.tensor([[5.0, 1.0, 3.0], [2.0, 2.0, -1.0]])
     assert losses.margin_mse(teacher + torch.tensor([[7.0], [-3.0]]), teacher).item() == 0
     assert losses.margin_mse(torch.zeros(2, 3), teacher).item() == pytest.approx((16 + 4 + 0 + 9) / 4)
 
 
-def test_in_batch_targets_are_the_rows_own_first_items():
+def test_in_batch_ce_targets_are_first_items_of_rows():
     scores = torch.full((2, 6), -50.0)
     scores[0, 0] = scores[1, 3] = 50.0
     assert losses.in_batch_ce(scores).item() == pytest.approx(0, abs=1e-6)
     assert losses.in_batch_ce(scores.flip(0)).item() > 50
 
 
-def test_own_group_and_kl():
+def test_listwise_ce_and_kl_have_known_values():
     scores = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
     expected = -(torch.tensor([2.0, 0.0]).log_softmax(0)[0] + torch.tensor(0.5).log()) / 2
     assert losses.listwise_ce(scores).item() == pytest.approx(expected.item())
@@ -69,7 +69,7 @@ def test_own_group_and_kl():
 
 
 @pytest.mark.parametrize("loss", [losses.margin_mse, losses.kl])
-def test_shapes_that_do_not_fit(loss):
+def test_mismatched_shapes_raise(loss):
     with pytest.raises(ValueError, match="teacher scores"):
         loss(torch.zeros(2, 3), torch.zeros(2, 4))
     with pytest.raises(ValueError, match="at least two items"):

@@ -1,6 +1,6 @@
-"""One process of a distributed training run; started by ``torchrun`` in tests/test_training_options.py.
+"""Run one process of a distributed training; tests/training/test_distributed.py starts it with ``torchrun``.
 
-With plain gradient descent, as Adam makes steps of a gradient that is zero but for rounding.
+The optimiser is plain gradient descent. Adam would turn gradients that are zero but for rounding into full steps.
 """
 
 import json
@@ -17,11 +17,11 @@ from pyterrier_hypencoder.training.training_rows import TrainingRows
 
 torch.set_num_threads(1)
 options = json.loads(sys.argv[1])
-encoder, _ = checkpoint.load(options["start"])
+encoder, _ = checkpoint.load(options["model"])
 trainer = HypencoderTrainer(
     encoder,
-    options["out"],
-    tokenizer=hub.load_tokenizer(options["start"], None),
+    options["output_dir"],
+    tokenizer=hub.load_tokenizer(options["model"], None),
     losses=["margin_mse", "in_batch_ce", "in_batch_ce_all"],
     batch_size=2,
     max_steps=3,
@@ -34,12 +34,12 @@ trainer = HypencoderTrainer(
         "eval_steps": 2,
     },
 )
-asked = Path(options["out"] + ".asked")
+validations = Path(options["output_dir"] + ".validations")
 
 
 def validate(folder: Path) -> dict[str, float]:
-    """Counts how often a process is asked."""
-    with open(asked, "a") as out:
+    """Record the call in a file, because each process has its own memory."""
+    with open(validations, "a") as out:
         out.write("x")
     return {"Rprec": 0.5}
 
