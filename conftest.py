@@ -12,11 +12,6 @@ os.environ.setdefault("PT_TEST_TRANSFORMER_REPORTS", "0")
 # Drawing a pipeline would download the list of PyTerrier's documentation pages.
 pt.documentation._cached_objects_inv = {}
 
-# A program that a test starts, not a module to import.
-collect_ignore = ["tests/training/ddp_run.py"]
-# They hold no doctests, and modules of one name cannot be collected twice.
-collect_ignore_glob = ["tests/*/conftest.py"]
-
 
 @pytest.fixture(autouse=True)
 def doctest_directory(request):

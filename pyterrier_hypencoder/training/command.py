@@ -117,8 +117,7 @@ def _open_vectors(path: str, encoder: HypencoderDualEncoder, doc_prefix: str) ->
     except ValueError as err:
         raise ValueError(f"data.vectors must be a HypencoderIndex or a FlexIndex, got {path!r}: {err}") from err
     if isinstance(index, HypencoderIndex) and (expected := (index.meta.get("model") or {}).get("fingerprint")):
-        side = encoder.passage_encoder
-        found = compute_fingerprint(side, doc_prefix)
+        found = compute_fingerprint(encoder.passage_encoder, doc_prefix)
         if found != expected:
             raise ValueError(
                 f"data.vectors: the index {path!r} was built by another document encoder ({expected}) than the initial "

@@ -280,6 +280,7 @@ def test_missing_package_is_an_error_with_the_pip_command(make_overrides, monkey
         monkeypatch.delitem(sys.modules, f"pyterrier_hypencoder.training.{module}")
     error = read_error("be_base", *overrides)
     assert package in error and "pip install 'pyterrier-hypencoder[train]'" in error
+    assert main([]) == 0  # the help needs none of them
 
 
 def test_debug_shows_the_traceback():

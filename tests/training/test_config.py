@@ -27,7 +27,7 @@ def test_list_configs_returns_all_configurations_with_titles():
 @pytest.mark.parametrize("name", list_configs())
 def test_configuration_loads_and_documents_where_sources_disagree(name):
     load_config(name)
-    text = (FOLDER / f"{name}.yaml").read_text()
+    text = " ".join((FOLDER / f"{name}.yaml").read_text().replace("#", " ").split())
     assert "No configuration of it was released" in text or ("released" in text and "7" in text and "512" in text)
 
 
