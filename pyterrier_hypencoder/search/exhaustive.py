@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .documents import Rows, as_tensor
+from .documents import Rows, as_tensor, take_rows
 from .results import Results, select_top_k
 
 _CHUNK_BYTES = 64 * 2**20
@@ -40,13 +40,13 @@ def exhaustive_search(
     filters = _Filters(allowed) if allowed is not None and any(ids is not None for ids in allowed) else None
     docids = filters.union if filters is not None else None  # None: all documents
     total = len(vectors) if docids is None else len(docids)
-    rows = as_tensor(vectors)
-    step = max(1, _CHUNK_BYTES // (4 * rows.shape[1]))
+    step = max(1, _CHUNK_BYTES // (4 * vectors.shape[1]))
     best: tuple[Tensor, Tensor] | None = None
     for start in range(0, total, step):
         stop = min(start + step, total)
         ids = np.arange(start, stop) if docids is None else docids[start:stop]
-        scores = score(rows[start:stop] if docids is None else rows[torch.from_numpy(ids)])  # (Q, n)
+        rows = as_tensor(vectors[start:stop]) if docids is None else take_rows(vectors, torch.from_numpy(ids))
+        scores = score(rows)  # (Q, n)
         if filters is not None:
             scores = filters.apply(scores, ids)
         block = scores, torch.from_numpy(ids).to(scores.device).expand(n_queries, -1)

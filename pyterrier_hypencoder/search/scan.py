@@ -39,13 +39,13 @@ def make_exact_scan(vectors: Rows) -> Scan:
 
     A single query of half-precision vectors is multiplied in half precision; everything else is multiplied in float32.
     """
-    rows = as_tensor(vectors)
+    bytes_per_row = as_tensor(vectors[:1]).nbytes
 
     def scan(queries: Tensor, k: int, seen: Tensor) -> tuple[Tensor, Tensor]:
-        step = max(1, min(_PRODUCTS_IN_MEMORY // len(queries), _DEVICE_BYTES // rows[:1].nbytes))
+        step = max(1, min(_PRODUCTS_IN_MEMORY // len(queries), _DEVICE_BYTES // bytes_per_row))
         parts: list[tuple[Tensor, Tensor]] = []
-        for start in range(0, len(rows), step):
-            products = _multiply(queries, rows[start : start + step].to(queries.device))
+        for start in range(0, len(vectors), step):
+            products = _multiply(queries, as_tensor(vectors[start : start + step]).to(queries.device))
             products.masked_fill_(seen[:, start : start + step], -torch.inf)
             values, places = products.topk(min(k, products.shape[1]), dim=1, sorted=False)
             parts.append((values, places + start))

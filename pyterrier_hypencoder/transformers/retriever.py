@@ -12,7 +12,7 @@ import pyterrier as pt
 
 from .. import scoring
 from ..encoders.base import Encoder
-from ..index.files import read_file_version
+from ..index.files import read_file_version, resolve_path
 from ..index.inner_product import FACTS_FILE, is_built
 from ..index.neighbour_graph import NeighbourGraph, has_graph, open_graph
 from ..index.reader import IndexReader
@@ -136,7 +136,7 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         precision: str = "auto",
         qnet_width: int | None = None,
     ) -> None:
-        self._index = index
+        self._index = resolve_path(index)
         self.model = model
         self.num_results = num_results
         self.batch_size = batch_size
@@ -187,12 +187,15 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         self._check_options()
         check_topics(inp, allow_candidates=self.algorithm != "exhaustive")
         topics, candidates = split_candidates(inp)
-        results, docnos = Results([], []), []
-        if len(topics):
-            reader = self._open_reader()
+        statistics = list_statistics(self.algorithm) if self.return_stats else {}
+        if not len(topics):
+            return build_result_frame(topics, Results([], []), [], statistics)
+
+        def search(reader: IndexReader) -> pd.DataFrame:
             results = self._search(reader, topics, candidates)
-            docnos = [reader.docnos.at(docids) for docids in results.docids]
-        return build_result_frame(topics, results, docnos, list_statistics(self.algorithm) if self.return_stats else {})
+            return build_result_frame(topics, results, [reader.docnos.at(docids) for docids in results.docids], statistics)
+
+        return self._read_index(search)
 
     def index(self, iter: Any, **kwargs: Any) -> Any:
         """Raise an error: a retriever cannot index.
@@ -265,7 +268,7 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         candidates: list[list[str]] | None,
         progress: Callable[[int], object],
     ) -> Results:
-        qnets = self._make_fitting_qnets(batch)
+        qnets = self._make_fitting_qnets(reader, batch)
         score = scoring.make_scorer(qnets, device=self.device, precision=self.precision)
         n_allowed = count_allowed(allowed, reader.doc_count)
         algorithm = self._choose_algorithm(reader, qnets, n_allowed, candidates is not None)
@@ -335,7 +338,7 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         return graph_search(
             score,
             reader.vectors,
-            self._open_graph(reader).edges_data,
+            self._open_graph(reader).edges,
             entry_points,
             len(qnets),
             self.num_results,
@@ -372,8 +375,7 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         )
 
     def _open_graph(self, reader: IndexReader) -> NeighbourGraph:
-        key = read_file_version(reader.path), self.graph_k
-        return self._open("graph", key, lambda: open_graph(reader, self.graph_k))
+        return self._open("graph", (reader.version, self.graph_k), lambda: open_graph(reader, self.graph_k))
 
     def _open_scan(self, reader: IndexReader) -> Scan | None:
         return self._open("scan", _read_inner_product_version(reader), lambda: open_scan(reader))
@@ -384,7 +386,7 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
 
 def _read_inner_product_version(reader: IndexReader) -> tuple[Any, ...]:
     """Return a value that changes if the index or its inner-product index is replaced."""
-    return read_file_version(reader.path), read_file_version(reader.path, FACTS_FILE)
+    return reader.version, read_file_version(reader.folder, FACTS_FILE)
 
 
 def _count_as_queries(progress: Any, queries_per_document: float) -> Callable[[int], object]:

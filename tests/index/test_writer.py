@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from indexes import V1_INDEX, read_tree
+from indexes import V1_INDEX, edit_meta, read_tree
 
 from pyterrier_hypencoder.index import staging
 from pyterrier_hypencoder.index.reader import IndexReader
@@ -20,7 +20,7 @@ from pyterrier_hypencoder.index.writer import IndexWriter, is_index
 
 DOCNOS = ["d1", "07", "7", "日本 語", "été", "d10"]
 VECTORS = np.random.default_rng(1).standard_normal((6, 4)).astype(np.float32)
-FACTS = {"model": {"class": "Hypencoder", "name": "m", "revision": None, "fingerprint": "f"}, "text_field": ["title", "text"]}
+FACTS = {"model": {"class": "Hypencoder", "name": "m", "revision": None, "options": {}}, "text_field": ["title", "text"]}
 
 
 def start(
@@ -55,9 +55,14 @@ def index(tmp_path) -> Path:
 @pytest.mark.parametrize(("dtype", "suffix"), [("fp16", "f2"), ("fp32", "f4")])
 def test_an_index_has_exactly_the_documented_files_and_metadata(tmp_path, dtype, suffix):
     path = build(tmp_path / "x.hyp", dtype=dtype)
-    assert set(read_tree(tmp_path)) == {"x.hyp", "x.hyp/pt_meta.json", "x.hyp/docnos.npids", f"x.hyp/vecs.{suffix}"}
+    assert {entry.name for entry in tmp_path.iterdir()} == {"x.hyp"}
+    assert set(read_tree(path)) == {"pt_meta.json", "docnos.npids", f"vecs.{suffix}", f"vecs.{suffix}.xxh3"}
     meta = json.loads((path / "pt_meta.json").read_text())
     assert meta.pop("written_by").startswith("pyterrier-hypencoder ")
+    assert len(meta.pop("checksum")) == 16
+    checksums = meta.pop("checksums")
+    assert set(checksums.pop("files")) == {"docnos.npids", f"vecs.{suffix}.xxh3"}
+    assert checksums == {"algorithm": "xxh3_64", "block_bytes": 65536}
     assert meta == {
         "type": "dense_index",
         "format": "hypencoder",
@@ -74,10 +79,11 @@ def test_an_index_has_exactly_the_documented_files_and_metadata(tmp_path, dtype,
 def test_an_index_has_the_bytes_of_the_committed_index_of_version_1(tmp_path):
     reader = IndexReader(V1_INDEX)
     writer = IndexWriter(tmp_path / "x.hyp", mode="create", dtype="fp16", facts={"model": None, "text_field": None})
-    writer.add(list(reader.docnos), reader.vectors)
+    writer.add(list(reader.docnos), np.asarray(reader.vectors))
     writer.finish()
     new, old = read_tree(tmp_path / "x.hyp"), read_tree(V1_INDEX)
     metas = [json.loads(files.pop("pt_meta.json") or b"") | {"written_by": None} for files in (new, old)]
+    assert all(metas[0].pop(key) for key in ("checksum", "checksums")) and new.pop("vecs.f2.xxh3")
     assert metas[0] == metas[1] and list(metas[0]) == list(metas[1])
     assert new == old
 
@@ -100,6 +106,7 @@ def test_missing_package_metadata_cannot_fail_a_build(tmp_path, monkeypatch):
 
 def test_missing_parent_directories_are_created(tmp_path):
     assert len(IndexReader(build(tmp_path / "a" / "b" / "x.hyp")).docnos) == 6
+    assert [entry.name for entry in (tmp_path / "a" / "b").iterdir()] == ["x.hyp"]
 
 
 # Options and places
@@ -114,14 +121,13 @@ def test_unknown_options_are_errors_and_write_nothing(tmp_path, option):
 
 
 @pytest.mark.parametrize("mode", ["create", "overwrite", "resume"])
-@pytest.mark.parametrize("kind", ["empty", "files", "file", "other format", "damaged"])
+@pytest.mark.parametrize("kind", ["files", "file", "other format", "damaged"])
 def test_other_files_at_the_path_are_never_touched(tmp_path, mode, kind):
     path = tmp_path / "x.hyp"
     path.write_text("mine") if kind == "file" else path.mkdir()
     if kind != "file":
-        names = {"empty": [], "files": ["notes.txt"]}.get(kind, ["pt_meta.json"])
-        for name in names:
-            (path / name).write_text('{"type": "dense_index", "format": "flex"}' if kind == "other format" else "mine")
+        name = "notes.txt" if kind == "files" else "pt_meta.json"
+        (path / name).write_text('{"type": "dense_index", "format": "flex"}' if kind == "other format" else "mine")
     assert not is_index(path)
     before = read_tree(tmp_path)
     with pytest.raises(FileExistsError, match=r"x\.hyp (already )?exists.* [cC]hoose another path"):
@@ -156,8 +162,7 @@ def test_overwrite_ignores_an_interrupted_build(index, dtype):
 
 
 def test_overwrite_replaces_an_index_of_a_newer_format(index):
-    meta = json.loads((index / "pt_meta.json").read_text())
-    (index / "pt_meta.json").write_text(json.dumps(meta | {"format_version": 2}))
+    edit_meta(index, format_version=2)
     build(index, mode="overwrite")
     assert list(IndexReader(index).docnos) == DOCNOS
 
@@ -187,7 +192,8 @@ def test_overwrite_killed_between_its_two_renames_is_undone(index):
     start(index, mode="resume", dtype="fp32").abandon()
     assert read_tree(index) == before
     build(index, mode="resume", dtype="fp32")
-    assert read_tree(index.parent).keys() == {"x.hyp", "x.hyp/pt_meta.json", "x.hyp/docnos.npids", "x.hyp/vecs.f4"}
+    assert [entry.name for entry in index.parent.iterdir()] == ["x.hyp"]
+    assert read_tree(index) == read_tree(build(index.with_name("y.hyp"), dtype="fp32"))
 
 
 # Documents
@@ -336,7 +342,7 @@ def test_leftovers_of_a_finished_build_do_not_count_as_an_interrupted_one(index,
 def test_a_second_writer_is_refused(tmp_path, mode):
     writer = start(tmp_path / "x.hyp", 2)
     before = read_tree(tmp_path)
-    with pytest.raises(RuntimeError, match="Another process is building .*x.hyp. Wait until it has finished"):
+    with pytest.raises(FileExistsError, match="x.hyp is being built by another process or thread. Wait until it has"):
         start(tmp_path / "x.hyp", mode=mode)
     assert read_tree(tmp_path) == before
     writer.abandon()
