@@ -1,8 +1,8 @@
 """Checksums: they find damage that file sizes do not show.
 
 Small files are checked as a whole when they are opened. The rows of a large file are checked in blocks of 64 KiB, each
-block when it is read for the first time. The checksums of all blocks are stored beside the file, in an array file with the
-suffix ``.xxh3``. A table in ``pt_meta.json`` holds the checksums of the small files and of these arrays.
+block when it is read for the first time. The checksums of all blocks are stored beside the file, in an array file
+``checksums.NAME.u8``. A table in ``pt_meta.json`` holds the checksums of the small files and of these arrays.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from .files import check_regular_file, fsync
 
 ALGORITHM = "xxh3_64"
 BLOCK_BYTES = 2**16
-SUFFIX = ".xxh3"
-"""Suffix of the array with the checksums of the blocks of a file."""
 SUMS_DTYPE = np.dtype("<u8")
 TABLE_KEY, OWN_KEY = "checksums", "checksum"
 """Keys in ``pt_meta.json``: the table, and the checksum of all other keys."""
@@ -106,13 +104,18 @@ class CheckedRows:
         self._is_done = bool(self._checked.all())
 
 
+def get_sums_name(name: str) -> str:
+    """Return the name of the array with the checksums of the blocks of a file."""
+    return f"checksums.{name}.u8"
+
+
 def write_block_sums(file: Path) -> None:
     """Write the checksums of the blocks of a file beside it."""
     sums = []
     with open(file, "rb") as data:
         while block := data.read(BLOCK_BYTES):
             sums.append(xxhash.xxh3_64_intdigest(block))
-    target = file.with_name(file.name + SUFFIX)
+    target = file.with_name(get_sums_name(file.name))
     target.write_bytes(np.array(sums, dtype=SUMS_DTYPE).tobytes())
     fsync(target)
 
@@ -206,7 +209,7 @@ def map_checked_rows(
             f"{folder} is damaged: {name} {found}, expected {expected} bytes ({shape[0]} rows of {shape[1]} numbers). Copy "
             "the directory again or rebuild it."
         )
-    sums = _read_block_sums(folder, name + SUFFIX, meta, -(-expected // BLOCK_BYTES))
+    sums = _read_block_sums(folder, get_sums_name(name), meta, -(-expected // BLOCK_BYTES))
     return CheckedRows(np.memmap(file, dtype=dtype, mode="r", shape=shape), file, sums, columns)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .checksums import OWN_KEY, SUFFIX, TABLE_KEY, make_table, seal_meta, write_block_sums
+from .checksums import OWN_KEY, TABLE_KEY, get_sums_name, make_table, seal_meta, write_block_sums
 from .files import name_file, read_json, read_meta, write_json
 from .layout import META_FILE
 from .rename import put_in_place
@@ -263,7 +263,7 @@ class StagedDirectory:
         self._close_files()
         for name in checked_rows:
             write_block_sums(self.new / name)
-        table = make_table(self.new, [*checked, *(name + SUFFIX for name in checked_rows)])
+        table = make_table(self.new, [*checked, *map(get_sums_name, checked_rows)])
         sealed = seal_meta({**meta, "written_by": self.written_by, TABLE_KEY: table})
         write_json(self.new / META_FILE, sealed)
         self._write_state({"completed": sealed[OWN_KEY]})

@@ -147,12 +147,12 @@ def test_a_graph_has_exactly_the_documented_files_and_metadata(small):
     path = small.path / "corpusgraph_k6"
     assert graph.path == path
     rows = {"edges.u32.np", "weights.f16.np"}
-    assert set(read_tree(path)) == {"pt_meta.json", "docnos.npids", *rows, *(f"{name}.xxh3" for name in rows)}
+    assert set(read_tree(path)) == {"pt_meta.json", "docnos.npids", *rows, *(f"checksums.{name}.u8" for name in rows)}
     assert os.readlink(path / "docnos.npids") == "../docnos.npids"
     meta = json.loads((path / "pt_meta.json").read_text())
     assert meta.pop("written_by").startswith("pyterrier-hypencoder ")
     assert len(meta["index"].pop("fingerprint")) == 32
-    assert set(meta.pop("checksums")["files"]) == {f"{name}.xxh3" for name in rows} and meta.pop("checksum")
+    assert set(meta.pop("checksums")["files"]) == {f"checksums.{name}.u8" for name in rows} and meta.pop("checksum")
     assert meta == {
         "type": "corpus_graph",
         "format": "np_topk",
@@ -167,7 +167,7 @@ def test_a_graph_has_exactly_the_documented_files_and_metadata(small):
     assert (path / "edges.u32.np").read_bytes() == find_true_neighbours(small.vectors, 6).astype("<u4").tobytes()
     assert graph.edges_data.dtype == np.uint32 and graph.weights_data.dtype == np.float16
     assert not graph.edges_data.flags.writeable
-    names = ["corpusgraph_k6", "docnos.npids", "pt_meta.json", "vecs.f4", "vecs.f4.xxh3"]
+    names = ["checksums.vecs.f4.u8", "corpusgraph_k6", "docnos.npids", "pt_meta.json", "vecs.f4"]
     assert sorted(file.name for file in small.path.iterdir()) == names
 
 
