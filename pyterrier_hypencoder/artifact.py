@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -83,6 +84,7 @@ class HypencoderIndex(pt.Artifact):
         super().__init__(folder)
         self._reader = IndexReader(folder)
         self._models: dict[tuple[str, str], Encoder] = {}
+        self._loading = threading.Lock()
         if verify:
             self.verify()
 
@@ -172,9 +174,10 @@ class HypencoderIndex(pt.Artifact):
         if record is None:
             return None
         key = (str(record), device)
-        if key not in self._models:
-            self._models[key] = load_recorded_encoder(record, device=device)
-        return self._models[key]
+        with self._loading:  # threads share the model
+            if key not in self._models:
+                self._models[key] = load_recorded_encoder(record, device=device)
+            return self._models[key]
 
     @_takes_options_of(HypencoderRetriever)
     def retriever(self, *args: Any, **options: Any) -> HypencoderRetriever:

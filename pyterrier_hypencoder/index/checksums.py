@@ -149,15 +149,15 @@ def seal_meta(meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_meta(file: Path, meta: dict[str, Any]) -> None:
-    """Check the checksum of metadata, if they have one.
+    """Check the checksum of metadata. Metadata of earlier versions have none, and null switches the check off.
 
     Raises:
         ValueError: If the metadata were changed.
     """
-    if OWN_KEY in meta and meta[OWN_KEY] != _hash_meta(meta):
+    if {OWN_KEY, TABLE_KEY} & set(meta) and meta.get(OWN_KEY, "") not in (None, _hash_meta(meta)):
         raise ValueError(
             f"{file} is damaged or was edited: its checksum does not match. Copy the directory again. If you edited it on "
-            f"purpose, remove the key {OWN_KEY!r}."
+            f"purpose, set {OWN_KEY!r} to null."
         )
 
 

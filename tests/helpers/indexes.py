@@ -25,9 +25,9 @@ def read_tree(folder: Path) -> dict[str, bytes | None]:
 
 
 def edit_meta(folder: Path, **changes: Any) -> None:
-    """Change the metadata of a directory, and remove their checksum. A value ``"gone"`` removes a key."""
-    meta = json.loads((folder / "pt_meta.json").read_text()) | changes
-    meta = {key: value for key, value in meta.items() if value != "gone" and key != "checksum"}
+    """Change the metadata of a directory, and switch their checksum off. A value ``"gone"`` removes a key."""
+    meta = json.loads((folder / "pt_meta.json").read_text()) | changes | {"checksum": None}
+    meta = {key: value for key, value in meta.items() if value != "gone"}
     (folder / "pt_meta.json").write_text(json.dumps(meta))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -249,6 +250,65 @@ def test_the_largest_numbers_of_each_dtype_are_stored(tmp_path):
         writer.add(["a"], np.array([[largest, -largest]], dtype=np.float32))
         writer.finish()
         np.testing.assert_array_equal(IndexReader(tmp_path / dtype).vectors, np.array([[largest, -largest]], dtype=np.float32))
+
+
+def test_vectors_that_vanish_in_fp16_are_counted_in_a_warning(tmp_path, caplog):
+    for dtype, scale in (("fp16", 1e-9), ("fp32", 1e-9), ("fp16", 1e-3)):
+        writer = IndexWriter(tmp_path / f"{dtype}{scale}", mode="create", dtype=dtype, facts={})
+        writer.add(["a", "b", "zero"], np.array([[1, 0.5], [scale, scale], [0, 0]], dtype=np.float32))
+        writer.finish()
+    warnings = [record.message for record in caplog.records if "lost most of their length" in record.message]
+    assert warnings == [
+        "1 of 3 vectors lost most of their length in float16: their numbers are too small for it. Pass dtype='fp32'."
+    ]
+
+
+def test_a_full_disk_names_the_file_and_leaves_a_build_to_resume(tmp_path, monkeypatch):
+    writer = start(tmp_path / "x.hyp", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+        with pytest.raises(OSError, match=r"No space left on device: .*x\.hyp\.partial/new/vecs\.f2"):
+            writer.add(DOCNOS[4:], VECTORS[4:])
+        writer.abandon()
+    assert not list(tmp_path.rglob("*.part")) and not (tmp_path / ".x.hyp.lock").exists()
+    assert read_tree(build(tmp_path / "x.hyp", mode="resume")) == read_tree(build(tmp_path / "y.hyp"))
+
+
+# Paths
+
+
+def test_an_empty_directory_is_a_place_for_an_index(tmp_path):
+    for mode in ("create", "overwrite", "resume"):
+        path = tmp_path / mode
+        path.mkdir()
+        assert list(IndexReader(build(path, mode=mode)).docnos) == DOCNOS
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["create", "overwrite", "resume"]
+
+
+def test_overwriting_a_link_replaces_its_target(index, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "link.hyp"
+    link.symlink_to(index)
+    build(link, n=4, mode="overwrite")
+    assert link.is_symlink() and len(IndexReader(index).docnos) == len(IndexReader(link).docnos) == 4
+    assert [entry.name for entry in (tmp_path / "elsewhere").iterdir()] == ["link.hyp"]
+    with pytest.raises(FileExistsError, match="already exists"):
+        build(link)
+
+
+@pytest.mark.parametrize("mode", ["create", "overwrite", "resume"])
+def test_a_link_to_nothing_is_refused(tmp_path, mode):
+    (tmp_path / "x.hyp").symlink_to(tmp_path / "missing")
+    with pytest.raises(FileNotFoundError, match="x.hyp is a symbolic link to .*missing, which does not exist. Delete"):
+        build(tmp_path / "x.hyp", mode=mode)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.hyp"]
+
+
+def test_a_place_without_write_permission_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(PermissionError, match="An index cannot be written to this directory. Choose another path: ") as caught:
+        build(tmp_path / "a" / "x.hyp")
+    assert caught.value.filename == str(tmp_path) and not list(tmp_path.iterdir())
 
 
 # Resuming
