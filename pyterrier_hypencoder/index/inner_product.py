@@ -1,11 +1,11 @@
 """The inner-product index: an HNSW index of faiss that surrogate search can use in place of a product with all vectors.
 
-It is built by an explicit call only, because that takes long: 16 minutes for 1,000,000 vectors of 384 dimensions on two
+It is built only on request, because building takes long: 16 minutes for 1,000,000 vectors of 384 dimensions on two
 cores. There, a surrogate search with the bundled model takes 26 ms with it and 75 ms without, at a recall of 0.9995.
 
-The HNSW graph has each distinct vector once, because many copies have only each other as neighbours. The vectors are stored
-without their mean: a large common part makes a few vectors the neighbours of all, and does not change the order of inner
-products. They keep their stored precision: with 8 bits, one outlier would leave few values for the rest.
+The HNSW graph has each distinct vector once, because many copies have only each other as neighbours. The mean is subtracted
+from all vectors: a large common part makes a few vectors the neighbours of all, and does not change the order of inner
+products. The vectors keep their stored precision: with 8 bits, one outlier would leave few values for the rest.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from golden_checkpoints import FOLDERS, Golden
 from indexes import V1_INDEX, find_true_neighbours, make_clusters, read_tree, write_index
 
 from pyterrier_hypencoder import HypencoderIndex, HypencoderIndexer
-from pyterrier_hypencoder.index import approximate_search, nearest, staging
+from pyterrier_hypencoder.index import approximate_neighbours, nearest, staging
 from pyterrier_hypencoder.index.graph_builder import build_graph, open_or_build_graph
 from pyterrier_hypencoder.index.layout import EDGES_FILE, WEIGHTS_FILE
 from pyterrier_hypencoder.index.nearest import NeighbourFinder
@@ -318,7 +318,7 @@ def test_a_build_killed_before_it_records_a_batch_is_resumed_with_the_same_bytes
 def test_a_resumed_approximate_build_reuses_what_it_built_first(tmp_path, monkeypatch, builder):
     reader = write_index(tmp_path / "x.hyp", make_clusters(1300))
     interrupt(reader, monkeypatch, batches=0, builder=builder)
-    monkeypatch.setattr(approximate_search, "replace_file", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(approximate_neighbours, "replace_file", lambda *_: pytest.fail("built again"))
     assert open_or_build_graph(reader, 6, builder=builder).meta["recall"] > 0.97
 
 

@@ -1,4 +1,4 @@
-"""Approximate nearest-neighbour search over distinct vectors with faiss: HNSW and NN-descent.
+"""Find approximate nearest neighbours for building a neighbour graph, with faiss: HNSW and NN-descent.
 
 Both first build an index, which is kept in the staging directory of the graph, so a resumed build uses it again.
 """
