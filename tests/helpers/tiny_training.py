@@ -34,6 +34,7 @@ def make_encoder(
     shared: bool = False,
     architecture: str = "HypencoderDualEncoder",
     dropout: float = 0.0,
+    seed: int = 1,
 ) -> HypencoderDualEncoder:
     """Build a dual encoder of 24 dimensions with random weights."""
     backbone = json.loads((GOLDEN / "tiny_base_bert" / "config.json").read_text())
@@ -49,7 +50,7 @@ def make_encoder(
         shared_encoder=shared,
         extra={"backbone_configs": {"query": backbone, "passage": backbone}},
     )
-    return checkpoint.build(config, seed=1)
+    return checkpoint.build(config, seed=seed)
 
 
 def make_rows(path: Path, **options: Any) -> TrainingRows:
