@@ -154,9 +154,7 @@ def is_built(reader: IndexReader) -> bool:
         facts = read_json(reader.folder / FACTS_FILE)
     except (OSError, ValueError):
         return False
-    if not all((reader.folder / name).exists() for name in _FILES) or not has_checksums(facts):
-        return False
-    return {key: value for key, value in facts.items() if key != TABLE_KEY} == _describe(reader)
+    return has_checksums(facts) and {key: facts[key] for key in facts if key != TABLE_KEY} == _describe(reader)
 
 
 def _describe(reader: IndexReader) -> dict[str, Any]:

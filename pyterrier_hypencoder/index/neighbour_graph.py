@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from ..options import check_positive
-from .checksums import check_meta, has_checksums, map_checked_rows
+from .checksums import check_file, check_meta, has_checksums, map_checked_rows
 from .files import read_meta
 from .layout import (
+    DOCNOS_FILE,
     EDGE_DTYPE,
     EDGES_FILE,
     META_FILE,
@@ -85,6 +86,7 @@ class NeighbourGraph:
         """
         self.edges.check()
         self.weights.check()
+        check_file(self.path, DOCNOS_FILE, self._reader.meta)  # a link to the file of the index, for pyterrier_adaptive
 
     def __len__(self) -> int:
         return len(self.edges)

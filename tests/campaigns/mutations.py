@@ -114,7 +114,9 @@ def _fill_with_ones(data: bytearray, rng: random.Random, theirs: bytes) -> bytes
 
 def _write_number(data: bytearray, rng: random.Random, theirs: bytes) -> bytes:
     """Write NaN, infinity or a large number where a number may be."""
-    number = bytes.fromhex(rng.choice(["007e", "007c", "00fc", "0000c07f", "0000807f", "ffffff7f", "ff7b", "ffffffffffffff7f"]))
+    number = bytes.fromhex(
+        rng.choice(["007e", "007c", "00fc", "0000c07f", "0000807f", "ffffff7f", "ff7b", "ffffffffffffff7f"])
+    )
     at = rng.randrange(len(data)) // len(number) * len(number)
     data[at : at + len(number)] = number
     return data
