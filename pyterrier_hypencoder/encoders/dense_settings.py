@@ -140,7 +140,8 @@ def _check_type(options: Mapping[str, Any], key: str, types: tuple[type, ...], s
     value: Any = options.get(key)
     if value is None:
         return default
-    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types) or (types == (int,) and value < 1):
+    is_valid = isinstance(value, types) and (not isinstance(value, bool) or bool in types)
+    if not is_valid or (types == (int,) and int(value) < 1):
         raise ModelFileError(f"{source} has {key} = {value!r}, which is not a valid value. Correct it.")
     return value
 

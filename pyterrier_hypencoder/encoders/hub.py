@@ -198,6 +198,13 @@ def hide_progress() -> Iterator[None]:
                 logging.enable_progress_bar()
 
 
+def _float32() -> dict[str, torch.dtype]:
+    """Return the argument that asks transformers for float32, under the name that its version knows."""
+    from transformers import __version__
+
+    return {"dtype" if int(__version__.split(".")[0]) >= 5 else "torch_dtype": torch.float32}
+
+
 def make_transformer(config: Any, trust_remote_code: bool = False) -> nn.Module:
     """Make the transformer that a configuration describes, with random weights. T5 models have only their encoder.
 
@@ -220,7 +227,7 @@ def make_transformer(config: Any, trust_remote_code: bool = False) -> nn.Module:
             "inside each of them with save_pretrained(), and load it with pooling='cls'."
         )
     options = {"trust_remote_code": trust_remote_code} if kind is AutoModel else {}
-    transformer = kind.from_config(config, torch_dtype=torch.float32, **options)
+    transformer = kind.from_config(config, **_float32(), **options)
     if transformer.main_input_name != "input_ids" or "attention_mask" not in signature(transformer.forward).parameters:
         raise ModelFileError(
             f"{type(transformer).__name__} is not supported, because it does not take ids and a mask. Use a text encoder."
@@ -258,7 +265,7 @@ def load_transformer(
         weights = read_tensors(files)
         with hide_progress(), own_defaults(), guard_reading(source, "does not fit its weights"):
             transformer, info = type(plan).from_pretrained(
-                None, config=config, state_dict=weights, torch_dtype=torch.float32, output_loading_info=True
+                None, config=config, state_dict=weights, output_loading_info=True, **_float32()
             )
     _check_keys(_list_unused_layers(transformer, info["unexpected_keys"]), source)
     missing = sorted(key for key in _map_names(transformer, info["missing_keys"]) if not key.startswith("pooler."))
@@ -280,8 +287,8 @@ def _load_with_code(files: list[Path], name_or_path: str, revision: str | None, 
             revision=version,
             config=config,
             trust_remote_code=True,
-            torch_dtype=torch.float32,
             output_loading_info=True,
+            **_float32(),
         )
     check_finite(transformer.state_dict(), files[0])
     return transformer, info

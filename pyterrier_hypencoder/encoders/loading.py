@@ -36,7 +36,7 @@ def load_recorded_encoder(record: dict[str, Any], *, device: str = "auto") -> En
     make, stored, name = classes[record["class"]], record.get("options") or {}, record.get("name")
     if not isinstance(stored, dict) or not isinstance(name, str):
         raise ValueError(f"The model of the index must have a name and options, got {name!r} and {stored!r}. Pass model=...")
-    options: dict[str, Any] = {_RENAMED_OPTIONS.get(key, key): value for key, value in stored.items()}
+    options = {_RENAMED_OPTIONS.get(str(key), str(key)): value for key, value in stored.items()}
     options.pop("trust_remote_code", None)  # only the user can allow code
     if unknown := sorted(
         set(options) - set(signature(make).parameters) | set(options) & {"name_or_path", "device", "revision"}
