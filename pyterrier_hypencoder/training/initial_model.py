@@ -57,8 +57,8 @@ def prepare_training(model: Any, *, shared: bool) -> InitialModel:
     tokenizer = hub.load_tokenizer(name, revision, backbone)
     collator = Collator(
         tokenizer,
-        query_max_length=min(model.query_max_length, hub.get_max_length(encoder.query_encoder.transformer.config)),
-        doc_max_length=min(model.doc_max_length, hub.get_max_length(encoder.passage_encoder.transformer.config)),
+        query_max_length=min(model.query_max_length, hub.get_max_length(encoder.query_encoder.transformer)),
+        doc_max_length=min(model.doc_max_length, hub.get_max_length(encoder.passage_encoder.transformer)),
         query_prefix=model.query_prefix,
         doc_prefix=model.doc_prefix,
     )
