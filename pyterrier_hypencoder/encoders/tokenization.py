@@ -38,6 +38,7 @@ class TextTokenizer:
         self.lower_case = False
         self._lock = threading.Lock()
         self._backend = tokenizer.backend_tokenizer if tokenizer.is_fast else None
+        limit = _read_max_length(tokenizer)
         with guard_reading(f"The tokenizer {tokenizer.name_or_path!r}"):
             tokenizer("a")  # applies all other settings to the backend
             if lower_case:
@@ -49,12 +50,6 @@ class TextTokenizer:
                 self._backend.no_padding()
                 self.num_special_tokens = self._backend.num_special_tokens_to_add(False)
                 self._num_before = self._count_first_special_tokens()
-        limit = tokenizer.model_max_length
-        if isinstance(limit, bool) or not isinstance(limit, int | float) or limit <= self.num_special_tokens:
-            raise ModelFileError(
-                f"model_max_length in the tokenizer_config.json of {tokenizer.name_or_path!r} must be a number above "
-                f"{self.num_special_tokens}, got {limit!r}. Correct it."
-            )
         self.max_length = int(min(limit, 2**31))
         self.pad_id = tokenizer.pad_token_id or 0
 
@@ -129,6 +124,16 @@ class TextTokenizer:
             return ids[: self._num_before] + ids[self._num_before + surplus :]
         end = len(ids) - (self.num_special_tokens - self._num_before)
         return ids[: end - surplus] + ids[end:]
+
+
+def _read_max_length(tokenizer: Any) -> float:
+    limit = tokenizer.model_max_length
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or limit < 1:
+        raise ModelFileError(
+            f"model_max_length in the tokenizer_config.json of {tokenizer.name_or_path!r} must be a positive number, got "
+            f"{limit!r}. Correct it."
+        )
+    return limit
 
 
 def shorten_text(text: str, limit: int) -> str:
