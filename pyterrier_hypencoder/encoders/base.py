@@ -63,6 +63,11 @@ class Encoder(ByArguments):
         """The architecture of the q-nets."""
         raise AttributeError("qnet_spec")
 
+    @property
+    def prefixes(self) -> dict[str, str]:
+        """The texts before every ``query`` and every ``document``, as given or as read from the model's files."""
+        return dict(self._get_loaded().prefixes)
+
     def encode_docs(self, texts: Sequence[str]) -> np.ndarray:
         """Encode documents in batches of similar length. The order is kept.
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..options import check_choice
 from .building import build_and_compare, find_mismatches, own_defaults
 from .checkpoint_config import ARCHITECTURES, DualEncoderConfig, is_dual_encoder, override_config
-from .model_checksums import verify_checksums, write_checksums
 from .hub import TOKENIZER_FILES, load_backbone_config, load_transformer, make_transformer
+from .model_checksums import verify_checksums, write_checksums
 from .model_files import CONFIG_FILE, read_json
 from .networks import HypencoderDualEncoder, TextDualEncoder, TextEncoder
 from .reading import ModelFileError
