@@ -77,8 +77,8 @@ def load(
 ) -> tuple[HypencoderDualEncoder, DualEncoderConfig]:
     """Load a dual encoder in float32 on the CPU, in evaluation mode.
 
-    The checkpoint holds all weights, so the weights of the backbone are not downloaded. The exception are checkpoints that
-    were saved with ``base=...``; see :func:`save`.
+    The checkpoint holds all weights, so the weights of the backbone are not downloaded. Checkpoints that were saved
+    with ``base=...`` are the exception; see :func:`save`.
 
     Args:
         name_or_path: Directory or hub id.
