@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .reading import ModelFileError, guard_reading
+from .reading import guard_reading, make_error
 
 _FLOAT_FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn}
 _RANDOM = {
@@ -25,7 +25,7 @@ _RANDOM = {
 }
 
 
-class TooManyTensorsError(ModelFileError):
+class _TooManyTensorsError(Exception):
     """A network has more tensors than the file that it is built for."""
 
 
@@ -43,7 +43,7 @@ class _OwnDefaults(TorchFunctionMode):
         if func in _FLOAT_FACTORIES:
             self.count += 1
             if self.max_tensors is not None and self.count > self.max_tensors:
-                raise TooManyTensorsError
+                raise _TooManyTensorsError
             if kwargs.get("dtype") is None:
                 kwargs = {**kwargs, "dtype": torch.float32}
         if self.generator is not None and getattr(func, "__name__", "") in _RANDOM and kwargs.get("generator") is None:
@@ -70,7 +70,7 @@ def build_shapes_only(max_tensors: int) -> Iterator[None]:
         max_tensors: Building stops after this number of tensors.
 
     Raises:
-        TooManyTensorsError: If a network has more tensors.
+        _TooManyTensorsError: If a network has more tensors.
     """
     with torch.device("meta"), _OwnDefaults(None, max_tensors):
         yield
@@ -98,23 +98,31 @@ def build_and_compare(make: Callable[[], nn.Module], shapes: Mapping[str, Tensor
         The network on the device ``meta``.
 
     Raises:
-        ModelFileError: If the network cannot be built, or is much larger than the weights.
+        ValueError: If the network cannot be built, or is much larger than the weights.
     """
-    try:
-        with guard_reading(source, "does not describe a network"), build_shapes_only(4 * len(shapes) + 2000):
-            network = make()
-    except TooManyTensorsError:
-        raise ModelFileError(
+    with guard_reading(source, "does not describe a network"):
+        network = _build_small(make, 4 * len(shapes) + 2000)
+    if network is None:
+        raise make_error(
             f"{source} describes a network with more layers than there are weights ({len(shapes)} tensors). Check that "
             "configuration and weights belong together."
-        ) from None
+        )
     size, stored = (sum(tensor.numel() for tensor in tensors.values()) for tensors in (network.state_dict(), shapes))
     if size > 2 * stored + 2**26:
-        raise ModelFileError(
+        raise make_error(
             f"{source} describes a network with {size:,} parameters, but the weights have {stored:,}. Check that "
             "configuration and weights belong together."
         )
     return network
+
+
+def _build_small(make: Callable[[], nn.Module], max_tensors: int) -> nn.Module | None:
+    """Build a network without values; return None if it has too many tensors."""
+    try:
+        with build_shapes_only(max_tensors):
+            return make()
+    except _TooManyTensorsError:
+        return None
 
 
 def find_mismatches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:

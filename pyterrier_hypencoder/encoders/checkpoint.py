@@ -19,7 +19,7 @@ from .hub import TOKENIZER_FILES, load_backbone_config, load_transformer, make_t
 from .model_checksums import verify_checksums, write_checksums
 from .model_files import CONFIG_FILE, read_json
 from .networks import HypencoderDualEncoder, TextDualEncoder, TextEncoder
-from .reading import ModelFileError
+from .reading import make_error
 from .weights import WEIGHT_FILES, check_finite, find_weight_files, read_shapes, read_tensors
 
 TRANSFORMER_PREFIXES = {side: f"{side}_encoder.transformer." for side in ("query", "passage")}
@@ -160,7 +160,7 @@ def read_weights(name_or_path: str, revision: str | None = None) -> dict[str, Te
 
     Raises:
         FileNotFoundError: If there is no weight file.
-        ModelFileError: If a file is damaged, contains anything but tensors, or has NaN or infinity.
+        ValueError: If a file is damaged, contains anything but tensors, or has NaN or infinity.
     """
     return read_tensors(find_weight_files(name_or_path, revision))
 
@@ -174,14 +174,14 @@ def fit_weights(model: HypencoderDualEncoder, weights: dict[str, Tensor], name_o
         name_or_path: Directory or hub id of the weights, for error messages.
 
     Raises:
-        ModelFileError: If a weight is missing, unknown or has another shape. The message names it.
+        ValueError: If a weight is missing, unknown or has another shape. The message names it.
     """
     weights = _match_weights(model, weights, name_or_path)
     if model.config.shared_encoder:
         for key in [key for key in weights if key.startswith(TRANSFORMER_PREFIXES["query"])]:
             twin = TRANSFORMER_PREFIXES["passage"] + key.removeprefix(TRANSFORMER_PREFIXES["query"])
             if not torch.equal(weights[key], weights[twin]):
-                raise ModelFileError(
+                raise make_error(
                     f"{name_or_path!r} sets shared_encoder, but its weights {key} and {twin} differ. If they should differ, "
                     f"set shared_encoder to false in its {CONFIG_FILE}."
                 )
@@ -204,7 +204,7 @@ def _match_weights(model: HypencoderDualEncoder, weights: dict[str, Tensor], nam
     if problems:
         hidden = len(problems) - _MAX_PROBLEMS_SHOWN
         more = f" and {hidden} more" if hidden > 0 else ""
-        raise ModelFileError(
+        raise make_error(
             f"The weights in {name_or_path!r} do not fit its {CONFIG_FILE}: "
             f"{'; '.join(problems[:_MAX_PROBLEMS_SHOWN])}{more}. Check that the two files belong together."
         )

@@ -11,7 +11,7 @@ from typing import Any
 from ..qnet import QNetSpec
 from .hub import check_sizes
 from .model_files import CONFIG_FILE
-from .reading import ModelFileError, guard_reading
+from .reading import guard_reading, make_error
 
 ARCHITECTURES = ("HypencoderDualEncoder", "TextDualEncoder")
 """Names of the architectures: Hypencoders, and bi-encoders such as BE-Base."""
@@ -78,7 +78,7 @@ class DualEncoderConfig:
             name_or_path: Directory or hub id of the checkpoint, for error messages.
 
         Raises:
-            ModelFileError: If a value has the wrong type, or is no possible size.
+            ValueError: If a value has the wrong type, or is no possible size.
         """
         _check_types(config, f"{CONFIG_FILE} of {name_or_path!r}")
         extra = copy.deepcopy(config)
@@ -152,11 +152,11 @@ def _check_types(config: dict[str, Any], source: str) -> None:
             value = value.get(key) if value is not None else None
         if value is not None and (not isinstance(value, types) or (isinstance(value, bool) and bool not in types)):
             expected = " or ".join(t.__name__ for t in types)
-            raise ModelFileError(f"{path} in {source} must be {expected}, got {value!r}. Correct the file.")
+            raise make_error(f"{path} in {source} must be {expected}, got {value!r}. Correct the file.")
     query = config.get("query_encoder_kwargs") or {}
     dimensions = (query.get("converter_kwargs") or {}).get("vector_dimensions") or []
     if not all(isinstance(size, int) and not isinstance(size, bool) for size in dimensions):
-        raise ModelFileError(f"vector_dimensions in {source} must be integers, got {dimensions!r}. Correct the file.")
+        raise make_error(f"vector_dimensions in {source} must be integers, got {dimensions!r}. Correct the file.")
     check_sizes(config, source)
 
 

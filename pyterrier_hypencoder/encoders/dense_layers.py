@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .building import build_and_compare, find_mismatches, own_defaults
 from .dense_settings import LayerSettings
 from .model_files import CONFIG_FILE
-from .reading import ModelFileError
+from .reading import make_error
 from .weights import find_weight_files, read_shapes, read_tensors
 
 _ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU", "ELU", "LeakyReLU", "Softplus", "Mish", "Hardswish")
@@ -79,7 +79,7 @@ def load_layers(
         The layers, and the number of dimensions after the last one.
 
     Raises:
-        ModelFileError: If a configuration or weights are damaged or do not fit.
+        ValueError: If a configuration or weights are damaged or do not fit.
     """
     modules: list[nn.Module] = []
     for layer in layers:
@@ -89,7 +89,7 @@ def load_layers(
             continue
         module, expected, size_after = _load_layer(layer, source, name_or_path, revision)
         if expected != size:
-            raise ModelFileError(f"{source} expects vectors of {expected} dimensions, got {size}. Download the model again.")
+            raise make_error(f"{source} expects vectors of {expected} dimensions, got {size}. Download the model again.")
         modules.append(module)
         size = size_after
     return modules, size
@@ -100,11 +100,11 @@ def _load_layer(layer: LayerSettings, source: str, name_or_path: str, revision: 
     keys = ("in_features", "out_features") if layer.kind == "Dense" else ("dimension", "dimension")
     sizes: list[Any] = [layer.options.get(key) for key in keys]
     if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
-        raise ModelFileError(f"{source} must have positive numbers for {' and '.join(keys)}, got {sizes}. Correct it.")
+        raise make_error(f"{source} must have positive numbers for {' and '.join(keys)}, got {sizes}. Correct it.")
     activation = layer.options.get("activation_function", "torch.nn.modules.activation.Tanh")
     module_name, _, class_name = str(activation).rpartition(".")
     if class_name not in _ACTIVATIONS or not module_name.startswith("torch.nn"):
-        raise ModelFileError(f"{source} has activation_function = {activation!r}. Supported are {', '.join(_ACTIVATIONS)}.")
+        raise make_error(f"{source} has activation_function = {activation!r}. Supported are {', '.join(_ACTIVATIONS)}.")
     bias, residual = bool(layer.options.get("bias", True)), bool(layer.options.get("use_residual", False))
 
     def make() -> nn.Module:
@@ -116,7 +116,7 @@ def _load_layer(layer: LayerSettings, source: str, name_or_path: str, revision: 
     problems = [f"{key} is missing or unknown" for key in sorted(set(expected) ^ set(shapes))]
     problems += find_mismatches(expected, shapes)
     if problems:
-        raise ModelFileError(f"{files[0]} does not fit {source}: {'; '.join(problems)}. Download the model again.")
+        raise make_error(f"{files[0]} does not fit {source}: {'; '.join(problems)}. Download the model again.")
     with own_defaults():
         module = make()
     module.load_state_dict(read_tensors(files))

@@ -9,7 +9,7 @@ from typing import Any
 
 from .model_files import check_subfolder, is_known_absent, read_json
 from .pooling import POOLINGS
-from .reading import ModelFileError
+from .reading import make_error
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def read_dense_settings(
         normalize: Replaces the normalisation; None keeps it.
 
     Raises:
-        ModelFileError: If the files are damaged or ask for something unsupported.
+        ValueError: If the files are damaged or ask for something unsupported.
         ValueError: If the machine is offline and the cache does not say whether the model has such files.
     """
     modules = read_json(name_or_path, "modules.json", revision, kind=list)
@@ -101,10 +101,10 @@ def _list_modules(modules: list[Any], name: str) -> list[LayerSettings]:
     entries = []
     for module in modules:
         if not isinstance(module, dict) or not isinstance(module.get("type"), str):
-            raise ModelFileError(f"modules.json of {name!r} must list modules with type and path. Download it again.")
+            raise make_error(f"modules.json of {name!r} must list modules with type and path. Download it again.")
         package, kind = module["type"].split(".")[0], module["type"].rsplit(".", 1)[-1]
         if package != "sentence_transformers":
-            raise ModelFileError(
+            raise make_error(
                 f"modules.json of {name!r} names {module['type']}, which is code that comes with the model. It is not "
                 "supported, with trust_remote_code neither."
             )
@@ -113,12 +113,12 @@ def _list_modules(modules: list[Any], name: str) -> list[LayerSettings]:
     kinds = [entry.kind for entry in entries]
     unknown = sorted(set(kinds) - {"Transformer", "Pooling", *_LAYERS})
     if unknown:
-        raise ModelFileError(
+        raise make_error(
             f"{name!r} has unsupported modules: {', '.join(unknown)}. Supported are Transformer, Pooling, "
             f"{', '.join(_LAYERS)}."
         )
     if kinds[:2] != ["Transformer", "Pooling"] or not set(kinds[2:]) <= set(_LAYERS):
-        raise ModelFileError(
+        raise make_error(
             f"modules.json of {name!r} must list one Transformer, one Pooling, and then layers ({', '.join(_LAYERS)}), got "
             f"{kinds}."
         )
@@ -133,7 +133,7 @@ def _refuse_unknown(options: Mapping[str, Any], known: Collection[str], source: 
     """Refuse options that are set and not known, because they could change the vectors."""
     unknown = [key for key, value in options.items() if key not in known and value not in (None, {}, [], False)]
     if unknown:
-        raise ModelFileError(f"{source} has unsupported options: {', '.join(unknown)}. Remove them if they do not matter.")
+        raise make_error(f"{source} has unsupported options: {', '.join(unknown)}. Remove them if they do not matter.")
 
 
 def _check_type(options: Mapping[str, Any], key: str, types: tuple[type, ...], source: str, default: Any = None) -> Any:
@@ -142,7 +142,7 @@ def _check_type(options: Mapping[str, Any], key: str, types: tuple[type, ...], s
         return default
     is_valid = isinstance(value, types) and (not isinstance(value, bool) or bool in types)
     if not is_valid or (types == (int,) and int(value) < 1):
-        raise ModelFileError(f"{source} has {key} = {value!r}, which is not a valid value. Correct it.")
+        raise make_error(f"{source} has {key} = {value!r}, which is not a valid value. Correct it.")
     return value
 
 
@@ -168,7 +168,7 @@ def _read_transformer_options(settings: DenseSettings, name: str, revision: str 
         or flat.get("transformer_task", "feature-extraction") != "feature-extraction"
         or flat.get("module_output_name", "token_embeddings") != "token_embeddings"
     ):
-        raise ModelFileError(f"{source} describes something else than token vectors of a text, which is not supported.")
+        raise make_error(f"{source} describes something else than token vectors of a text, which is not supported.")
     return replace(
         settings,
         max_length=_check_type(flat, "max_seq_length", (int,), source),
@@ -182,7 +182,7 @@ def _read_pooling(
     filename = _join(entries[1].folder, "config.json")
     options = read_json(name, filename, revision)
     if options is None:
-        raise ModelFileError(f"{name!r} has no {filename}, which modules.json asks for. Download the model again.")
+        raise make_error(f"{name!r} has no {filename}, which modules.json asks for. Download the model again.")
     source = f"{filename} of {name!r}"
     dimensions = ("word_embedding_dimension", "embedding_dimension")
     modes = [key for key in options if key.startswith("pooling_mode")]
@@ -199,7 +199,7 @@ def _find_pooling(options: Mapping[str, Any], name: str) -> str:
     found = [found] if isinstance(found, str) else found
     names = [_POOLINGS.get(mode, mode) if isinstance(mode, str) else mode for mode in found] if isinstance(found, list) else []
     if len(names) != 1 or names[0] not in POOLINGS:
-        raise ModelFileError(f"{name!r} has pooling {found}, but exactly one of {POOLINGS} is supported. Pass pooling=...")
+        raise make_error(f"{name!r} has pooling {found}, but exactly one of {POOLINGS} is supported. Pass pooling=...")
     return names[0]
 
 
@@ -209,11 +209,11 @@ def _read_layers(settings: DenseSettings, entries: list[LayerSettings], name: st
         options = read_json(name, _join(entry.folder, "config.json"), revision) if entry.folder else None
         source = f"{_join(entry.folder, 'config.json')} of {name!r}"
         if options is None and entry.kind != "Normalize":
-            raise ModelFileError(f"{name!r} has no {source}, which modules.json asks for. Download the model again.")
+            raise make_error(f"{name!r} has no {source}, which modules.json asks for. Download the model again.")
         options = options or {}
         for key in ("module_input_name", "module_output_name"):
             if options.pop(key, None) not in (None, "sentence_embedding"):
-                raise ModelFileError(f"{source} has a {key} other than sentence_embedding, which is not supported.")
+                raise make_error(f"{source} has a {key} other than sentence_embedding, which is not supported.")
         layers.append(replace(entry, options=options))
     return replace(settings, layers=tuple(layers))
 
@@ -225,16 +225,16 @@ def _read_model_options(settings: DenseSettings, name: str, revision: str | None
     known = ("__version__", "prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim", "model_type")
     _refuse_unknown(options, (*known, "requirements"), source)
     if options.get("model_type", "SentenceTransformer") != "SentenceTransformer":
-        raise ModelFileError(f"{source} has model_type = {options['model_type']!r}. Only SentenceTransformer is supported.")
+        raise make_error(f"{source} has model_type = {options['model_type']!r}. Only SentenceTransformer is supported.")
     similarity = options.get("similarity_fn_name")
     if similarity not in (None, "cosine", "dot", "dot_product") and normalize is None:
-        raise ModelFileError(
+        raise make_error(
             f"{source} has similarity_fn_name = {similarity!r}, but scores are inner products. Pass normalize=True or "
             "normalize=False to use the vectors nevertheless."
         )
     prompts = _check_type(options, "prompts", (dict,), source, {})
     if not all(isinstance(prompt, str | None) for prompt in prompts.values()):
-        raise ModelFileError(f"{source} has prompts that are not strings. Correct it.")
+        raise make_error(f"{source} has prompts that are not strings. Correct it.")
     others = {"passage", "corpus"} & {key for key, prompt in prompts.items() if prompt}
     if others and prompts.get("document") is None:
         logger.warning("%s: documents get no prompt, because none is named document; pass doc_prefix=...", name)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .building import build_and_compare, find_mismatches, own_defaults
 from .model_files import CONFIG_FILE, find_file, find_local_directory
-from .reading import ModelFileError, check_file, guard_reading, parse_json
+from .reading import check_file, guard_reading, make_error, parse_json
 from .weights import check_finite, find_weight_files, read_shapes, read_tensors, shorten_list
 
 _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -70,13 +70,13 @@ def check_remote_code(options: Mapping[str, Any], source: str | Path, trust_remo
         trust_remote_code: If True, the user allows the code.
 
     Raises:
-        ModelFileError: If there is code and the user does not allow it. Without it, the vectors may be others.
+        ValueError: If there is code and the user does not allow it. Without it, the vectors may be others.
     """
     names = options.get("auto_map")
     classes = list(names) if isinstance(names, dict) else ["AutoTokenizer"] * bool(names)
     classes = [name for name in classes if name in ("AutoConfig", "AutoModel", "AutoTokenizer")]
     if classes and not trust_remote_code:
-        raise ModelFileError(
+        raise make_error(
             f"{source} needs code that comes with the model ({', '.join(classes)}). It is not run unless you allow it: read "
             "the code, and pass trust_remote_code=True if you trust it."
         )
@@ -87,7 +87,7 @@ def check_sizes(options: Any, source: str | Path) -> None:
     """Check the numbers in a configuration before a network of that size is built.
 
     Raises:
-        ModelFileError: If a number cannot be a number of layers, positions or dimensions.
+        ValueError: If a number cannot be a number of layers, positions or dimensions.
     """
     for key, value in options.items() if isinstance(options, dict) else enumerate(options):
         if isinstance(value, dict | list):
@@ -96,7 +96,7 @@ def check_sizes(options: Any, source: str | Path) -> None:
             name = str(key)
             limit = _MAX_COUNT if _COUNTS.search(name) else _MAX_POSITIONS if "position" in name else _MAX_SIZE
             if abs(value) > limit:
-                raise ModelFileError(f"{source} has {name} = {value:,}, but at most {limit:,} are supported.")
+                raise make_error(f"{source} has {name} = {value:,}, but at most {limit:,} are supported.")
 
 
 def load_config(name_or_path: str, revision: str | None = None, subfolder: str = "", trust_remote_code: bool = False) -> Any:
@@ -110,7 +110,7 @@ def load_config(name_or_path: str, revision: str | None = None, subfolder: str =
 
     Raises:
         FileNotFoundError: If there is no such model.
-        ModelFileError: If the configuration is damaged, needs code, or describes a quantised model.
+        ValueError: If the configuration is damaged, needs code, or describes a quantised model.
     """
     from transformers import AutoConfig
 
@@ -124,7 +124,7 @@ def load_config(name_or_path: str, revision: str | None = None, subfolder: str =
     has_code = check_remote_code(options, path, trust_remote_code)
     check_sizes(options, path)
     if options.get("quantization_config"):
-        raise ModelFileError(f"{path} describes quantised weights, which are not supported. Use the model's original weights.")
+        raise make_error(f"{path} describes quantised weights, which are not supported. Use the model's original weights.")
     source, version = _get_source(path, name_or_path, revision, has_code)
     with guard_reading(path, "is not a valid configuration"):
         return AutoConfig.from_pretrained(source, revision=version, trust_remote_code=trust_remote_code)
@@ -150,7 +150,7 @@ def load_backbone_config(
 
     Raises:
         FileNotFoundError: If the architecture of the backbone cannot be found.
-        ModelFileError: If the stored configuration is damaged or needs code.
+        ValueError: If the stored configuration is damaged or needs code.
     """
     from transformers import AutoConfig
 
@@ -209,27 +209,27 @@ def make_transformer(config: Any, trust_remote_code: bool = False) -> nn.Module:
     """Make the transformer that a configuration describes, with random weights. T5 models have only their encoder.
 
     Raises:
-        ModelFileError: If it is no text encoder.
+        ValueError: If it is no text encoder.
     """
     from transformers import AutoModel, AutoModelForTextEncoding
 
     kind: Any = AutoModel
     if config.is_encoder_decoder:
         if config.model_type not in _TEXT_ENCODERS:
-            raise ModelFileError(
+            raise make_error(
                 f"Encoder-decoders of type {config.model_type!r} are not supported, except for {', '.join(_TEXT_ENCODERS)}. "
                 "Use an encoder."
             )
         kind = AutoModelForTextEncoding
     elif config.model_type == "dpr":
-        raise ModelFileError(
+        raise make_error(
             "Models of type 'dpr' are not supported, because queries and documents have different models. Save the BERT "
             "inside each of them with save_pretrained(), and load it with pooling='cls'."
         )
     options = {"trust_remote_code": trust_remote_code} if kind is AutoModel else {}
     transformer = kind.from_config(config, **_float32(), **options)
     if transformer.main_input_name != "input_ids" or "attention_mask" not in signature(transformer.forward).parameters:
-        raise ModelFileError(
+        raise make_error(
             f"{type(transformer).__name__} is not supported, because it does not take ids and a mask. Use a text encoder."
         )
     return transformer
@@ -248,11 +248,11 @@ def load_transformer(
 
     Raises:
         FileNotFoundError: If there is no such encoder.
-        ModelFileError: If the files are damaged, contradict each other or need code, or if weights are missing.
+        ValueError: If the files are damaged, contradict each other or need code, or if weights are missing.
     """
     config = load_config(name_or_path, revision, subfolder, trust_remote_code)
     if find_file(name_or_path, os.path.join(subfolder, "adapter_config.json"), revision) is not None:
-        raise ModelFileError(f"{name_or_path!r} has a PEFT adapter, which is not supported. Merge it into the model first.")
+        raise make_error(f"{name_or_path!r} has a PEFT adapter, which is not supported. Merge it into the model first.")
     files = find_weight_files(name_or_path, revision, subfolder)
     source = files[0].parent / CONFIG_FILE
     if getattr(config, "auto_map", None):
@@ -270,7 +270,7 @@ def load_transformer(
     _check_keys(_list_unused_layers(transformer, info["unexpected_keys"]), source)
     missing = sorted(key for key in _map_names(transformer, info["missing_keys"]) if not key.startswith("pooler."))
     if missing:
-        raise ModelFileError(
+        raise make_error(
             f"{name_or_path!r} lacks weights of a {type(transformer).__name__}: {shorten_list(missing)}. Check that "
             f"the checkpoint is complete and that its {CONFIG_FILE} belongs to it."
         )
@@ -313,7 +313,7 @@ def _list_unused_layers(transformer: nn.Module, keys: Any) -> list[str]:
 
 def _check_keys(problems: list[str], source: Path) -> None:
     if problems:
-        raise ModelFileError(
+        raise make_error(
             f"The weights beside {source} do not fit it: {'; '.join(problems[:3])}"
             f"{f' and {len(problems) - 3} more' if len(problems) > 3 else ''}. Check that the files belong together."
         )
@@ -352,7 +352,7 @@ def load_tokenizer(
 
     Raises:
         FileNotFoundError: If the files of the tokenizer are missing.
-        ModelFileError: If they are damaged or need code.
+        ValueError: If they are damaged or need code.
     """
     from transformers import AutoTokenizer
 
@@ -394,7 +394,7 @@ def check_vocabulary(tokenizer: Any, transformer: Any, name_or_path: str) -> Non
     """Check that a tokenizer belongs to a transformer, by the number of tokens.
 
     Raises:
-        ModelFileError: If the tokenizer has a token beyond the transformer's vocabulary, or far fewer tokens.
+        ValueError: If the tokenizer has a token beyond the transformer's vocabulary, or far fewer tokens.
     """
     try:
         rows = len(transformer.get_input_embeddings().weight)
@@ -402,7 +402,7 @@ def check_vocabulary(tokenizer: Any, transformer: Any, name_or_path: str) -> Non
         return
     ids = tokenizer.get_vocab().values()
     if not ids or max(ids) >= rows or len(ids) < _MIN_VOCABULARY * rows:
-        raise ModelFileError(
+        raise make_error(
             f"The tokenizer of {name_or_path!r} has {len(ids):,} tokens with ids up to {max(ids, default=0):,}, but the "
             f"vocabulary of the transformer has {rows:,} rows. Copy the files of the right tokenizer into the model."
         )

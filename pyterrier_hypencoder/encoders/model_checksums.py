@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .model_files import find_file
-from .reading import ModelFileError, check_file, parse_json
+from .reading import check_file, make_error, parse_json
 
 CHECKSUM_FILE = "checksums.json"
 _ALGORITHM = "xxh3_128"
@@ -48,7 +48,7 @@ def verify_checksums(name_or_path: str, revision: str | None = None, only: str |
         only: Name of the only file to check; None for all.
 
     Raises:
-        ModelFileError: If a file differs or is missing.
+        ValueError: If a file differs or is missing.
     """
     path = find_file(name_or_path, CHECKSUM_FILE, revision)
     if path is None:
@@ -56,15 +56,15 @@ def verify_checksums(name_or_path: str, revision: str | None = None, only: str |
     stored = parse_json(path)
     files = stored.get("files")
     if stored.get("algorithm") != _ALGORITHM or not isinstance(files, dict):
-        raise ModelFileError(f"{path} must have the algorithm {_ALGORITHM!r} and files. Copy it again, or delete it.")
+        raise make_error(f"{path} must have the algorithm {_ALGORITHM!r} and files. Copy it again, or delete it.")
     for name, expected in files.items():
         if only not in (None, name):
             continue
         file = None if Path(name).name != name else find_file(name_or_path, name, revision)
         if file is None:
-            raise ModelFileError(f"{path} lists {name}, but {name_or_path!r} has no such file. Copy the checkpoint again.")
+            raise make_error(f"{path} lists {name}, but {name_or_path!r} has no such file. Copy the checkpoint again.")
         if compute_checksum(check_file(file)) != expected:
-            raise ModelFileError(
+            raise make_error(
                 f"{file} is not the file that was saved: its checksum differs from the one in {path}. Copy the checkpoint "
                 f"again. If you have changed the file on purpose, delete {CHECKSUM_FILE}."
             )

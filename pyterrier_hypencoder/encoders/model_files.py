@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .reading import ModelFileError, check_file, parse_json
+from .reading import check_file, make_error, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def find_file(name_or_path: str, filename: str, revision: str | None = None) -> 
 
     Raises:
         FileNotFoundError: If the name is neither a directory nor the id of a model on the hub.
-        ModelFileError: If there is something else than a file, such as a pipe.
+        ValueError: If there is something else than a file, such as a pipe.
         OSError: If the file cannot be downloaded.
     """
     directory = find_local_directory(name_or_path, revision)
@@ -168,7 +168,7 @@ def read_json(name_or_path: str, filename: str = CONFIG_FILE, revision: str | No
 
     Raises:
         FileNotFoundError: If there is no such model.
-        ModelFileError: If the file is damaged.
+        ValueError: If the file is damaged.
     """
     path = find_file(name_or_path, filename, revision)
     return None if path is None else parse_json(path, kind)
@@ -178,9 +178,9 @@ def check_subfolder(subfolder: Any, source: str) -> str:
     """Check the name of a folder inside a model, which a file of the model states.
 
     Raises:
-        ModelFileError: If it is not a relative path, or leads out of the model.
+        ValueError: If it is not a relative path, or leads out of the model.
     """
     parts = Path(subfolder).parts if isinstance(subfolder, str) else ("..",)
     if ".." in parts or os.path.isabs(subfolder):
-        raise ModelFileError(f"{source} names {subfolder!r}, but it must name a folder inside the model.")
+        raise make_error(f"{source} names {subfolder!r}, but it must name a folder inside the model.")
     return subfolder

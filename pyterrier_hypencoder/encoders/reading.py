@@ -32,8 +32,15 @@ _KINDS = {
 }
 
 
-class ModelFileError(ValueError):
-    """A file of a model is damaged, has the wrong kind, or contradicts another file. The message names it."""
+_IS_CLEAR = "names_the_file"
+"""Attribute of errors that :func:`guard_reading` passes on as they are."""
+
+
+def make_error(message: str) -> ValueError:
+    """Return the error for a file that is damaged, has the wrong kind, or contradicts another one. The message names it."""
+    error = ValueError(message)
+    setattr(error, _IS_CLEAR, True)
+    return error
 
 
 def check_file(path: str | Path, max_bytes: int | None = None) -> Path:
@@ -45,14 +52,14 @@ def check_file(path: str | Path, max_bytes: int | None = None) -> Path:
 
     Raises:
         FileNotFoundError: If there is no such file, or a link leads nowhere.
-        ModelFileError: If it is something else or too large.
+        ValueError: If it is something else or too large.
     """
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         kind = next((name for name, test in _KINDS.items() if test(status.st_mode)), "something else")
-        raise ModelFileError(f"{path} must be a file, got {kind}. Replace it by the file of the model.")
+        raise make_error(f"{path} must be a file, got {kind}. Replace it by the file of the model.")
     if max_bytes is not None and status.st_size > max_bytes:
-        raise ModelFileError(
+        raise make_error(
             f"{path} must have at most {max_bytes:,} bytes, got {status.st_size:,}. Check that it is the right file."
         )
     return Path(path)
@@ -66,14 +73,14 @@ def parse_json(path: str | Path, kind: type = dict) -> Any:
         kind: Expected type of the outermost value: ``dict`` or ``list``.
 
     Raises:
-        ModelFileError: If the file is too large, is not valid JSON, is nested too deeply, or contains another type.
+        ValueError: If the file is too large, is not valid JSON, is nested too deeply, or contains another type.
     """
     check_file(path, MAX_JSON_BYTES)
     with guard_reading(path, "is not valid JSON"):
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(value, kind):
         expected = "an object" if kind is dict else "a list"
-        raise ModelFileError(f"{path} must contain {expected}, got {type(value).__name__}. Check that the file is complete.")
+        raise make_error(f"{path} must contain {expected}, got {type(value).__name__}. Check that the file is complete.")
     _check_depth(value, path)
     return value
 
@@ -84,32 +91,34 @@ def _check_depth(value: Any, path: str | Path) -> None:
         level = [item for v in level if isinstance(v, dict | list) for item in (v.values() if isinstance(v, dict) else v)]
         if not level:
             return
-    raise ModelFileError(f"{path} must be nested at most {_MAX_JSON_DEPTH} levels deep. Check that it is the right file.")
+    raise make_error(f"{path} must be nested at most {_MAX_JSON_DEPTH} levels deep. Check that it is the right file.")
 
 
 @contextmanager
 def guard_reading(
     path: Any, problem: str = "cannot be read", advice: str = "Check that the file is complete, or download it again."
 ) -> Iterator[None]:
-    """Turn whatever a library raises for a damaged file into a :class:`ModelFileError` that names the file.
+    """Turn whatever a library raises for a damaged file into a ValueError that names the file.
 
     Libraries raise nearly every type of exception for damage. Problems of the machine keep their own type: MemoryError, and
     OSError for permissions, open files and the network.
 
     Args:
         path: File or directory that is read.
-        problem: What the message says of it.
-        advice: What the message tells the user to do.
+        problem: Description of the problem, for the message.
+        advice: Advice to the user, for the message.
     """
     try:
         yield
-    except (ModelFileError, FileNotFoundError, MemoryError, ImportError, KeyboardInterrupt, SystemExit, GeneratorExit):
+    except (FileNotFoundError, MemoryError, ImportError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as err:  # a panic in Rust is no Exception
+        if hasattr(err, _IS_CLEAR):
+            raise
         if (problem_of_machine := find_environment_error(err, path)) is not None:
             raise problem_of_machine from err
         # Without its cause, because PyTorch's text recommends to switch off the protection against code.
-        raise ModelFileError(f"{path} {problem} ({_describe(err)}). {advice}") from None
+        raise make_error(f"{path} {problem} ({_describe(err)}). {advice}") from None
 
 
 def _describe(err: BaseException) -> str:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .reading import ModelFileError, guard_reading
+from .reading import guard_reading, make_error
 
 _CHARACTERS_PER_TOKEN = 8
 """Characters of a text that are tokenised first, per token that is needed. English has about 5."""
@@ -30,7 +30,7 @@ class TextTokenizer:
         lower_case: If True, texts are lower-cased first.
 
     Raises:
-        ModelFileError: If the tokenizer has invalid settings.
+        ValueError: If the tokenizer has invalid settings.
     """
 
     def __init__(self, tokenizer: Any, *, lower_case: bool = False) -> None:
@@ -59,7 +59,7 @@ class TextTokenizer:
         from tokenizers.normalizers import Sequence as NormalizerSequence
 
         if self._backend is None:
-            raise ModelFileError(
+            raise make_error(
                 f"do_lower_case is not supported for {type(self.tokenizer).__name__}, which is slow. Save its fast version."
             )
         normalizer = self._backend.normalizer
@@ -129,7 +129,7 @@ class TextTokenizer:
 def _read_max_length(tokenizer: Any) -> float:
     limit = tokenizer.model_max_length
     if isinstance(limit, bool) or not isinstance(limit, int | float) or limit < 1:
-        raise ModelFileError(
+        raise make_error(
             f"model_max_length in the tokenizer_config.json of {tokenizer.name_or_path!r} must be a positive number, got "
             f"{limit!r}. Correct it."
         )

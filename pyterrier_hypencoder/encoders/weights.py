@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .model_files import find_file
-from .reading import ModelFileError, check_file, guard_reading, parse_json
+from .reading import check_file, guard_reading, make_error, parse_json
 
 WEIGHT_FILES = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
 _CANDIDATES = tuple(name for file in WEIGHT_FILES.values() for name in (file, f"{file}.index.json"))
@@ -27,7 +27,7 @@ def find_weight_files(name_or_path: str, revision: str | None = None, subfolder:
 
     Raises:
         FileNotFoundError: If there are no weights, or a part is missing.
-        ModelFileError: If the index file is damaged.
+        ValueError: If the index file is damaged.
     """
     prefix = f"{subfolder}/" if subfolder else ""
     for filename in _CANDIDATES:
@@ -43,7 +43,7 @@ def find_weight_files(name_or_path: str, revision: str | None = None, subfolder:
 def _list_parts(index: Path, name_or_path: str, revision: str | None, prefix: str) -> list[Path]:
     names = parse_json(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(_is_plain_name(name) for name in names.values()):
-        raise ModelFileError(f"{index} must map names of weights to files beside it (weight_map). Download it again.")
+        raise make_error(f"{index} must map names of weights to files beside it (weight_map). Download it again.")
     parts = []
     for name in sorted(set(names.values())):
         path = find_file(name_or_path, prefix + name, revision)
@@ -51,7 +51,7 @@ def _list_parts(index: Path, name_or_path: str, revision: str | None, prefix: st
             raise FileNotFoundError(f"{index} lists {name}, but {name_or_path!r} has no such file. Download the model again.")
         parts.append(path)
     if missing := sorted(set(names) - set(read_shapes(parts))):
-        raise ModelFileError(f"{index} lists {shorten_list(missing)}, but no file has it. Download the model again.")
+        raise make_error(f"{index} lists {shorten_list(missing)}, but no file has it. Download the model again.")
     return parts
 
 
@@ -76,7 +76,7 @@ def read_shapes(files: Iterable[Path]) -> dict[str, Tensor]:
         Tensors on the device ``meta``, by name.
 
     Raises:
-        ModelFileError: If a file is damaged, or claims to have more values than fit into it.
+        ValueError: If a file is damaged, or claims to have more values than fit into it.
     """
     shapes: dict[str, Tensor] = {}
     for path in files:
@@ -84,7 +84,7 @@ def read_shapes(files: Iterable[Path]) -> dict[str, Tensor]:
         found = _read_header(path) if path.suffix == ".safetensors" else _read_bin(path, "meta")
         size = sum(tensor.numel() * tensor.element_size() for tensor in found.values())
         if size > 4 * path.stat().st_size + 2**20:  # tensors may share their values
-            raise ModelFileError(f"{path} claims to have {size:,} bytes of weights, more than fit into it. Download it again.")
+            raise make_error(f"{path} claims to have {size:,} bytes of weights, more than fit into it. Download it again.")
         shapes |= found
     return shapes
 
@@ -105,7 +105,7 @@ def _read_bin(path: Path, device: str) -> dict[str, Tensor]:
     with guard_reading(path, "is damaged", "Download it again, or save the weights as safetensors."):
         weights = torch.load(path, map_location=device, weights_only=True)
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) and isinstance(k, str) for k, v in weights.items()):
-        raise ModelFileError(f"{path} must contain a dictionary of tensors only, but it contains other values.")
+        raise make_error(f"{path} must contain a dictionary of tensors only, but it contains other values.")
     return dict(weights)
 
 
@@ -116,7 +116,7 @@ def read_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
         files: Files with weights.
 
     Raises:
-        ModelFileError: If a file is damaged, or a weight is NaN or infinite.
+        ValueError: If a file is damaged, or a weight is NaN or infinite.
     """
     from safetensors.torch import load_file
 
@@ -137,10 +137,10 @@ def check_finite(tensors: Mapping[str, Tensor], path: str | Path) -> None:
     """Check that weights are numbers.
 
     Raises:
-        ModelFileError: If a tensor contains NaN or infinity. The message names it.
+        ValueError: If a tensor contains NaN or infinity. The message names it.
     """
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.numel():
             values = tensor if tensor.element_size() in (2, 4) else tensor.float()
             if not all(bool(torch.isfinite(value)) for value in torch.aminmax(values)):  # one pass, no copy
-                raise ModelFileError(f"{path} has NaN or infinity in {name}. Download it again, or train the model again.")
+                raise make_error(f"{path} has NaN or infinity in {name}. Download it again, or train the model again.")
