@@ -228,7 +228,8 @@ def make_transformer(config: Any, trust_remote_code: bool = False) -> nn.Module:
         )
     options = {"trust_remote_code": trust_remote_code} if kind is AutoModel else {}
     transformer = kind.from_config(config, **_float32(), **options)
-    if transformer.main_input_name != "input_ids" or "attention_mask" not in signature(transformer.forward).parameters:
+    takes_mask = "attention_mask" in signature(transformer.forward).parameters
+    if transformer.main_input_name != "input_ids" or not takes_mask or not hasattr(config, "hidden_size"):
         raise make_error(
             f"{type(transformer).__name__} is not supported, because it does not take ids and a mask. Use a text encoder."
         )
@@ -368,6 +369,8 @@ def load_tokenizer(
         )
     path = next(iter(found.values()))
     _check_directory(path.parent)
+    if (path.parent / CONFIG_FILE).exists():  # the class of the tokenizer depends on it
+        check_sizes(parse_json(path.parent / CONFIG_FILE), path.parent / CONFIG_FILE)
     has_code = check_remote_code(settings, found.get(_TOKENIZER_SETTINGS[0], path), trust_remote_code)
     source, version = _get_source(path, name_or_path, revision, has_code)
     with guard_reading(f"The tokenizer in {path.parent} ({', '.join(found)})"):
