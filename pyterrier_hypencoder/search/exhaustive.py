@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .documents import Rows, as_tensor
+from .finite import check_finite
 from .results import Results, select_top_k
 
 _CHUNK_BYTES = 64 * 2**20
@@ -46,7 +47,9 @@ def exhaustive_search(
     for start in range(0, total, step):
         stop = min(start + step, total)
         ids = np.arange(start, stop) if docids is None else docids[start:stop]
-        scores = score(rows[start:stop] if docids is None else rows[torch.from_numpy(ids)])  # (Q, n)
+        block_rows = rows[start:stop] if docids is None else rows[torch.from_numpy(ids)]
+        scores = score(block_rows)  # (Q, n)
+        check_finite(scores, block_rows, torch.from_numpy(ids))
         if filters is not None:
             scores = filters.apply(scores, ids)
         block = scores, torch.from_numpy(ids).to(scores.device).expand(n_queries, -1)
@@ -56,8 +59,9 @@ def exhaustive_search(
         if progress is not None:
             progress(stop - start)
     if best is None:
-        best = torch.empty(n_queries, 0), torch.empty(n_queries, 0, dtype=torch.long)
-    n_scored = torch.full((n_queries,), total)
+        no_scores = torch.empty(n_queries, 0, dtype=torch.float32, device="cpu")
+        best = no_scores, torch.empty_like(no_scores, dtype=torch.long)
+    n_scored = torch.full((n_queries,), total, dtype=torch.long, device="cpu")
     return Results.from_tensors(*best, n_scored=n_scored, n_rounds=torch.ones_like(n_scored))
 
 

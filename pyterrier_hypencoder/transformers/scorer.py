@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from ..encoders.base import Encoder
 from ..encoders.columns import TextField, read_docnos
 from ..encoders.stages import TextScorer
 from ..qnet import QNets
+from ..search.finite import check_finite
 from .example import build_example_index
 from .opened import IndexTransformer, gather_vectors
 
@@ -108,7 +110,7 @@ class HypencoderScorer(IndexTransformer, TextScorer):
             (Q, N) float32.
 
         Raises:
-            ValueError: If a docid is not in the index.
+            ValueError: If a docid is not in the index, or a score is NaN or infinite.
         """
         docids = np.asarray(docids, dtype=np.int64)
         reader = self._open_reader()
@@ -118,4 +120,7 @@ class HypencoderScorer(IndexTransformer, TextScorer):
                 f"the index at {reader.path}."
             )
         qnets = self._make_fitting_qnets(pd.DataFrame({"query_vec": list(np.atleast_2d(query_vecs))}))
-        return self._score(qnets, gather_vectors(reader, docids)).cpu().numpy()
+        vectors = gather_vectors(reader, docids)
+        scores = self._score(qnets, vectors)
+        check_finite(scores, vectors, torch.from_numpy(docids))
+        return scores.cpu().numpy()
