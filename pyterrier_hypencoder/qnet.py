@@ -334,6 +334,7 @@ class QNets:
 
         The score is computed in the dtype of the weights, which is float32 for the q-nets of an encoder. It matches the
         released code: the activation comes before the layer norm, and the output layer has neither bias nor activation.
+        The score is NaN if a normalisation overflows, because torch would return zeros for it.
 
         Args:
             vectors: (N, D) documents that all queries share, or (Q, N, D) with separate documents for each query.
@@ -346,10 +347,11 @@ class QNets:
             ValueError: If the shape of the vectors does not fit.
         """
         self._check_vectors(vectors)
-        vectors = vectors.to(device=self.device, dtype=self.dtype)
-        score = self._run_network(vectors, training)
+        vectors = vectors.to(device=self.device)
+        score = self._run_network(vectors.to(dtype=self.dtype), training)
         if self.query_vectors is None:
             return score
+        vectors = vectors.to(dtype=self.query_vectors.dtype)
         inner = torch.einsum("qd,nd->qn" if vectors.ndim == 2 else "qd,qnd->qn", self.query_vectors, vectors)
         return self.spec.skip_scale * inner + self.spec.skip_gate * score
 
@@ -365,20 +367,31 @@ class QNets:
     def _run_network(self, vectors: Tensor, training: bool) -> Tensor:
         spec = self.spec
         x = vectors  # (N, D) or (Q, N, D)
+        overflow = x.new_zeros(())  # becomes NaN for documents whose norm or variance overflows: (Q, N, 1)
         if spec.normalize_input:
-            x = math.sqrt(spec.input_dim) * F.normalize(x, dim=-1)
+            norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+            x = math.sqrt(spec.input_dim) * (x / norm.clamp(min=1e-12))
+            overflow = overflow + 0 * norm.detach()
         activation = ACTIVATIONS[spec.activation_type]
         for layer, bias in enumerate(self.biases):
             y = F.dropout(x, spec.dropout_prob, training=training and spec.do_dropout)
             y = activation(_multiply(y, self.weights[layer]) + bias.unsqueeze(1))  # (Q, N, H)
             if spec.do_layer_norm and spec.layer_norm_before_residual:
-                y = F.layer_norm(y, y.shape[-1:])
+                y, overflow = _normalise_layer(y, overflow)
             if spec.has_residual(layer):
                 y = y + x[..., : y.shape[-1]]  # x is wider than y only for narrowed q-nets
             if spec.do_layer_norm and not spec.layer_norm_before_residual:
-                y = F.layer_norm(y, y.shape[-1:])
+                y, overflow = _normalise_layer(y, overflow)
             x = y
-        return _multiply(x, self.weights[-1]).squeeze(-1)  # (Q, N)
+        output = self.weights[-1]
+        score = _multiply(x.to(output.dtype), output)  # (Q, N, 1)
+        return (score + overflow if overflow.ndim else score).squeeze(-1)  # (Q, N)
+
+
+def _normalise_layer(x: Tensor, overflow: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the layer norm of x, and ``overflow`` with NaN where the variance of x is too large for its dtype."""
+    y, _, factor = torch.native_layer_norm(x, x.shape[-1:], None, None, 1e-5)
+    return y, overflow + 0 / factor.detach()  # 0 / 0 is NaN
 
 
 def _multiply(x: Tensor, weight: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -133,3 +134,22 @@ def collections():
         return TestCollection(Path(root) / name)
 
     return open_collection
+
+
+@pytest.fixture(scope="session")
+def torch_default():
+    """Return a context manager that sets a global default of torch: a dtype, or the device ``meta``."""
+    import torch
+
+    @contextlib.contextmanager
+    def set_default(name: str):
+        dtype = torch.get_default_dtype()
+        set_value = torch.set_default_device if name == "meta" else torch.set_default_dtype
+        set_value(name if name == "meta" else getattr(torch, name))
+        try:
+            yield
+        finally:
+            torch.set_default_device(None)
+            torch.set_default_dtype(dtype)
+
+    return set_default

@@ -121,7 +121,7 @@ class Encoder(ByArguments):
     def _to_qnets(self, output: Any) -> QNets:
         raise TypeError(f"{type(self).__name__} does not make q-nets.")
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: gradients for documents flow through q-nets
     def _run(self, network: nn.Module, ids: Tensor, mask: Tensor, bf16: bool) -> Any:
         with run_on(ids.device), torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=bf16):
             return network(ids, mask)

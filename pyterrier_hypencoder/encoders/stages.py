@@ -16,6 +16,7 @@ from .. import scoring
 from ..identity import ByArguments
 from ..options import check_positive
 from ..qnet import QNets, QNetSpec
+from ..search.finite import NonFiniteScoreError, check_finite
 from .columns import TextField, group_rows, list_text_fields, rank_rows, read_queries, read_texts, read_vectors
 
 
@@ -240,9 +241,18 @@ class TextScorer(ByArguments, pt.Transformer):
             for batch in chunked(groups, self.batch_size):
                 qnets = self._make_qnets(frame.iloc[[rows[0] for rows in batch]])
                 for q, rows in enumerate(batch):
-                    scores[rows] = self._score(qnets.select([q]), get_vectors(rows))[0].cpu().numpy()
+                    scores[rows] = self._score_query(qnets.select([q]), get_vectors(rows), frame, rows)
                     progress.update()
         return scores
+
+    def _score_query(self, qnet: QNets, vectors: Tensor, frame: pd.DataFrame, rows: np.ndarray) -> np.ndarray:
+        scores = self._score(qnet, vectors)
+        try:
+            check_finite(scores, vectors)
+        except NonFiniteScoreError as err:
+            qid, docno = (repr(frame[name].iloc[rows[err.docid]]) for name in ("qid", "docno"))
+            raise ValueError(err.explain(qid, docno, qnet)) from err
+        return scores[0].cpu().numpy()
 
     def _list_document_columns(self) -> list[list[str]]:
         """Return sets of columns that describe a document; one of them is needed. Schematics show the first."""

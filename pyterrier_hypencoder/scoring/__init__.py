@@ -1,7 +1,16 @@
 """Evaluate q-nets: one scorer protocol, its back-ends, and the choice between them."""
 
 from .backends import BACKENDS, PRECISIONS, make_scorer, select_backend
-from .device import resolve_device
+from .device import choose_search_device, resolve_device
 from .protocol import Backend, Scorer
 
-__all__ = ["BACKENDS", "PRECISIONS", "Backend", "Scorer", "make_scorer", "resolve_device", "select_backend"]
+__all__ = [
+    "BACKENDS",
+    "PRECISIONS",
+    "Backend",
+    "Scorer",
+    "choose_search_device",
+    "make_scorer",
+    "resolve_device",
+    "select_backend",
+]

@@ -55,8 +55,9 @@ def make_scorer(qnets: QNets, *, device: str = "auto", precision: str = "auto") 
 
     Args:
         qnets: The q-nets of Q queries.
-        device: ``auto`` (a GPU if there is one, else the CPU), ``cpu`` or ``cuda[:n]``.
-        precision: ``fp32``, ``bf16`` or ``auto``. ``auto`` must not change the ranking, so it is fp32.
+        device: ``auto`` (a CUDA GPU if there is one, else the CPU), ``cpu``, ``cuda[:n]``, or ``mps`` on a Mac.
+        precision: ``fp32``, ``bf16`` or ``auto``. ``auto`` must not change the ranking, so it is fp32. ``bf16`` concerns the
+            hidden layers; the output layer and the inner-product skip are always computed in fp32.
 
     Returns:
         A scorer of the first back-end that supports the architecture, the device and the precision.

@@ -5,30 +5,38 @@ from __future__ import annotations
 import torch
 
 
+def choose_search_device(device: torch.device | None) -> torch.device:
+    """Return the device on which a search keeps its candidates: the device of the scores, or the CPU for ``mps``.
+
+    Apple's back-end lacks some operations that the searches need.
+
+    Args:
+        device: Device that computes the scores; None for the CPU.
+    """
+    return torch.device("cpu") if device is None or device.type == "mps" else device
+
+
 def resolve_device(device: str | torch.device) -> torch.device:
     """Return the torch device for a name.
 
     Args:
-        device: ``auto`` (a GPU if there is one, else the CPU), ``cpu`` or ``cuda[:n]``.
+        device: ``auto`` (a CUDA GPU if there is one, else the CPU), ``cpu``, ``cuda[:n]``, or ``mps`` on a Mac.
 
     Raises:
         ValueError: If the device is unknown, or if this machine does not have it.
     """
-    if device == "auto":
+    if isinstance(device, str) and device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as err:
-        raise _unknown_device(device) from err
-    if found.type not in ("cpu", "cuda"):
-        raise _unknown_device(device)
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        found = torch.device(device) if isinstance(device, str | torch.device) else None
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda[:n]' (on a Mac also 'mps'), got {device!r}.")
+    available = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[found.type]
+    if (found.index or 0) >= available:
         raise ValueError(
-            f"device {str(device)!r} is not available: this machine has {torch.cuda.device_count()} CUDA devices. "
+            f"device {str(device)!r} is not available: this machine has {available} {found.type.upper()} devices. "
             "Use device='auto' to take a GPU only if there is one."
         )
     return found
-
-
-def _unknown_device(device: object) -> ValueError:
-    return ValueError(f"device must be 'auto', 'cpu' or 'cuda[:n]', got {device!r}.")

@@ -13,7 +13,7 @@ from ..qnet import QNets, QNetSpec
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Documents that one q-net evaluates at a time. On a CPU the activations of a layer then fit into the cache: 1.5 times the
 # speed of a single block of 32,768 documents for 6 layers of 768. A GPU needs more rows to be busy.
-_DOCS_PER_BLOCK = {"cpu": 1024, "cuda": 16_384}
+_DOCS_PER_BLOCK = {"cpu": 1024, "gpu": 16_384}
 
 
 class Reference:
@@ -31,25 +31,35 @@ class Reference:
 
     def prepare(self, qnets: QNets, device: torch.device, precision: str) -> ReferenceScorer:
         """Move and convert q-nets once; see :class:`pyterrier_hypencoder.scoring.Backend`."""
-        return ReferenceScorer(qnets.to(device, _DTYPES[precision]))
+        qnets = qnets.to(device, torch.float32)
+        return ReferenceScorer(qnets if precision == "fp32" else _round_hidden_layers(qnets, _DTYPES[precision]))
+
+
+def _round_hidden_layers(qnets: QNets, dtype: torch.dtype) -> QNets:
+    """Return q-nets whose hidden layers have another dtype.
+
+    The output layer and the inner-product skip stay in float32. In bf16, many of the best documents would share a score.
+    """
+    hidden, output = ([w.to(dtype) for w in qnets.weights[:-1]], qnets.weights[-1])
+    return QNets(qnets.spec, [*hidden, output], [b.to(dtype) for b in qnets.biases], qnets.query_vectors)
 
 
 class ReferenceScorer:
     """Score documents with q-nets in plain torch; implements :class:`pyterrier_hypencoder.scoring.Scorer`.
 
     Args:
-        qnets: The q-nets of Q queries. Scores are computed on their device and in their dtype.
+        qnets: The q-nets of Q queries. Scores are computed on their device, every layer in the dtype of its weights.
     """
 
     def __init__(self, qnets: QNets) -> None:
         self._nets = qnets
         self._single = [qnets.select(slice(q, q + 1)) for q in range(len(qnets))]
-        self._block = _DOCS_PER_BLOCK[qnets.device.type]
+        self._block = _DOCS_PER_BLOCK["cpu" if qnets.device.type == "cpu" else "gpu"]
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: callers may use the scores in computations with gradients
     def __call__(self, vectors: Tensor) -> Tensor:
         """Score the same documents (N, D) for all queries, (Q, N)."""
-        scores = torch.empty(len(self._single), len(vectors), device=self._nets.device)
+        scores = torch.empty(len(self._single), len(vectors), dtype=torch.float32, device=self._nets.device)
         for start in range(0, len(vectors), self._block):
             block = self._convert(vectors[start : start + self._block])
             if self._nets.spec.is_linear:  # one matrix product for all queries
@@ -59,7 +69,7 @@ class ReferenceScorer:
                 scores[q, start : start + len(block)] = net.score(block)[0]
         return scores
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def each(self, vectors: Tensor, counts: Sequence[int]) -> Tensor:
         """Score different documents (M, D) for every query, ``counts`` of each, (M,)."""
         parts = self._convert(vectors).split(list(counts))
@@ -76,15 +86,17 @@ class ReferenceScorer:
             for block in part.split(self._block)
             if len(block)
         ]
-        return torch.cat([torch.empty(0), *(block.float() for block in blocks)])
+        return torch.cat([torch.empty(0, dtype=torch.float32, device=self._nets.device), *blocks])
 
     def _each_padded(self, parts: Sequence[Tensor]) -> Tensor:
         """Score the queries side by side, because many small products would leave a GPU idle."""
         padded = pad_sequence(list(parts), batch_first=True)  # (Q, N, D)
         width = max(1, 4 * self._block // max(1, len(parts)))
         scores = torch.cat([self._nets.score(block).float() for block in padded.split(width, dim=1)], dim=1)  # (Q, N)
-        counts = torch.tensor([len(part) for part in parts], device=padded.device)
+        counts = torch.tensor([len(part) for part in parts], dtype=torch.long, device=padded.device)
         return scores[torch.arange(padded.shape[1], device=padded.device) < counts.unsqueeze(1)]
 
     def _convert(self, vectors: Tensor) -> Tensor:
-        return vectors.to(self._nets.device, self._nets.dtype)
+        # The skip needs the vectors as they are; QNets.score rounds them for the hidden layers.
+        dtype = torch.float32 if self._nets.spec.inner_product_skip else self._nets.dtype
+        return vectors.to(self._nets.device, dtype)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..scoring import Scorer
+from .finite import check_finite
 
 
 class RowArray(Protocol):
@@ -135,14 +136,20 @@ class Documents:
         first = counts.cumsum(0) - counts
         place = queries, torch.arange(len(queries), device=self.device) - first[queries]
         width = max(1, int(counts.max()))
-        scores = torch.full((len(self.seen), width), -torch.inf, device=self.device)
+        scores = torch.full((len(self.seen), width), -torch.inf, dtype=torch.float32, device=self.device)
         rows = torch.zeros(len(self.seen), width, dtype=torch.long, device=self.device)
         step = max(1, _SCORED_BYTES // (4 * self.vectors.shape[1]))
         parts = zip(queries.split(step), docids.split(step), strict=True)
-        found = [self._score.each(take_rows(self.vectors, ids), self._count(part).tolist()) for part, ids in parts]
-        scores[place] = torch.cat(found).to(self.device) if found else scores.new_empty(0)
+        found = [self._score_each(part, ids) for part, ids in parts]
+        scores[place] = torch.cat(found) if found else scores.new_empty(0)
         rows[place] = docids
         return scores, rows
+
+    def _score_each(self, queries: Tensor, docids: Tensor) -> Tensor:
+        vectors = take_rows(self.vectors, docids)
+        scores = self._score.each(vectors, self._count(queries).tolist()).to(self.device)
+        check_finite(scores, vectors, docids, queries)
+        return scores
 
     def _count(self, queries: Tensor) -> Tensor:
         return torch.bincount(queries, minlength=len(self.seen))
@@ -151,7 +158,10 @@ class Documents:
         """Mark the same documents (n,) as seen by all queries and score them; returns scores and docids, (Q, n)."""
         self.seen[:, docids] = True
         self.n_scored += len(docids)
-        return self._score(take_rows(self.vectors, docids)).to(self.device), docids.expand(len(self.seen), -1)
+        vectors = take_rows(self.vectors, docids)
+        scores = self._score(vectors).to(self.device)
+        check_finite(scores, vectors, docids)
+        return scores, docids.expand(len(self.seen), -1)
 
     def score_entry_points(self, entry_points: np.ndarray | Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Score the first documents of a search.

@@ -6,6 +6,8 @@ import random
 
 import numpy as np
 
+from ..options import check_non_negative
+
 SEED = 43
 """Seed of the released code, which draws its entry points with it."""
 
@@ -25,11 +27,17 @@ def draw_entry_points(n_docs: int, number: int, seed: int = SEED) -> np.ndarray:
     Returns:
         Ascending docids, (min(number, N),).
 
+    Raises:
+        ValueError: If the seed is not a non-negative integer.
+
     Example:
         >>> draw_entry_points(1000, 5).tolist()
         [39, 147, 292, 712, 780]
     """
-    return np.sort(np.asarray(random.Random(seed).sample(range(n_docs), min(number, n_docs)), dtype=np.int64))
+    check_non_negative("seed", seed)
+    if number >= n_docs:  # a sample of all documents would take seconds for millions of them
+        return np.arange(n_docs, dtype=np.int64)
+    return np.sort(np.asarray(random.Random(int(seed)).sample(range(n_docs), number), dtype=np.int64))
 
 
 def default_n_initial(vec_size: int, *, has_query_vector: bool) -> int:

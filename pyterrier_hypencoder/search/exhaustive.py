@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .documents import Rows, as_tensor, take_rows
+from .finite import check_finite
 from .results import Results, select_top_k
 
 _CHUNK_BYTES = 64 * 2**20
@@ -47,6 +48,7 @@ def exhaustive_search(
         ids = np.arange(start, stop) if docids is None else docids[start:stop]
         rows = as_tensor(vectors[start:stop]) if docids is None else take_rows(vectors, torch.from_numpy(ids))
         scores = score(rows)  # (Q, n)
+        check_finite(scores, rows, torch.from_numpy(ids))
         if filters is not None:
             scores = filters.apply(scores, ids)
         block = scores, torch.from_numpy(ids).to(scores.device).expand(n_queries, -1)
@@ -56,8 +58,9 @@ def exhaustive_search(
         if progress is not None:
             progress(stop - start)
     if best is None:
-        best = torch.empty(n_queries, 0), torch.empty(n_queries, 0, dtype=torch.long)
-    n_scored = torch.full((n_queries,), total)
+        no_scores = torch.empty(n_queries, 0, dtype=torch.float32, device="cpu")
+        best = no_scores, torch.empty_like(no_scores, dtype=torch.long)
+    n_scored = torch.full((n_queries,), total, dtype=torch.long, device="cpu")
     return Results.from_tensors(*best, n_scored=n_scored, n_rounds=torch.ones_like(n_scored))
 
 

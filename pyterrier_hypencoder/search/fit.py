@@ -73,7 +73,7 @@ def correlate_ranks(scores: Tensor, others: Tensor) -> Tensor:
         others: (Q, n).
     """
     real = scores > -torch.inf
-    mean = (real.sum(dim=1, keepdim=True) - 1) / 2
+    mean = (real.sum(dim=1, keepdim=True).float() - 1) / 2
     ranks, other_ranks = ((rank_scores(part.masked_fill(~real, -torch.inf)) - mean) * real for part in (scores, others))
     return F.cosine_similarity(ranks, other_ranks, dim=1)
 
@@ -81,8 +81,8 @@ def correlate_ranks(scores: Tensor, others: Tensor) -> Tensor:
 def _rank_targets(scores: Tensor, emphasis: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the centred normal scores of the ranks and the weights of the documents, both (Q, n)."""
     real = scores > -torch.inf
-    counts = real.sum(dim=1, keepdim=True).clamp(min=1)
-    ranks = rank_scores(scores)
+    counts = real.sum(dim=1, keepdim=True).clamp(min=1).float()  # a quotient of integers has the user's default dtype
+    ranks = rank_scores(scores).float()
     target = -torch.special.ndtri(((ranks + 0.5) / counts).clamp(max=1 - 1e-6))
     weight = torch.exp(-_RANK_DECAY * ranks / counts) * real
     weight = weight if emphasis is None else weight * emphasis
@@ -95,7 +95,8 @@ def _find_centres(directions: Tensor) -> Tensor:
     centres = directions[:, :1]
     for _ in range(_N_PARTS - 1):
         farthest = (directions @ centres.transpose(1, 2)).amax(dim=2).argmin(dim=1)
-        centres = torch.cat([centres, directions[torch.arange(len(directions)), farthest].unsqueeze(1)], dim=1)
+        rows = torch.arange(len(directions), device=directions.device)
+        centres = torch.cat([centres, directions[rows, farthest].unsqueeze(1)], dim=1)
     for _ in range(3):
         nearest = F.one_hot((directions @ centres.transpose(1, 2)).argmax(dim=2), _N_PARTS).to(directions.dtype)
         centres = F.normalize(nearest.transpose(1, 2) @ directions + 1e-6 * centres, dim=-1)

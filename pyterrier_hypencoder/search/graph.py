@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..scoring import Scorer
+from ..scoring import Scorer, choose_search_device
 from .documents import Documents, Rows, take_rows
 from .results import Results, select_top_k, sort_by_score
 
@@ -134,11 +134,12 @@ def graph_search(
     Returns:
         The k best documents found per query.
     """
-    documents = Documents(score, vectors, n_queries, device or torch.device("cpu"), allowed)
+    documents = Documents(score, vectors, n_queries, choose_search_device(device), allowed)
     scores, docids = documents.score_entry_points(entry_points)
+    k, n_candidates = min(k, len(documents)), min(n_candidates, len(documents))
     width = max(n_candidates, k) if variant == "released" else n_candidates
     best = _make_empty(n_queries, k, documents.device)  # of all documents, which decide when to stop
-    returned = best  # of the allowed documents
+    returned = _make_empty(n_queries, _count_returnable(documents, k), documents.device)  # of the allowed documents
     active = torch.ones(n_queries, dtype=torch.bool, device=documents.device)
     n_rounds = torch.zeros(n_queries, dtype=torch.long, device=documents.device)
     for number in range(max_iter):
@@ -148,7 +149,8 @@ def graph_search(
         worst = best[0][:, -1]
         best = _merge(best, offered, k)
         if documents.excluded is not None:
-            returned = _merge(returned, select_top_k(documents.apply_filter(scores, docids), docids, width), k)
+            allowed_only = select_top_k(documents.apply_filter(scores, docids), docids, width)
+            returned = _merge(returned, allowed_only, returned[0].shape[1])
         if early_stop:
             active &= offered[0][:, 0] > worst if variant == "released" else offered[0][:, 0] >= worst
         if number + 1 == max_iter or not bool(active.any()):
@@ -162,7 +164,12 @@ def graph_search(
 def _make_empty(n_queries: int, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return scores and docids (Q, k) without documents."""
     docids = torch.zeros(n_queries, k, dtype=torch.long, device=device)
-    return torch.full(docids.shape, -torch.inf, device=device), docids
+    return torch.full(docids.shape, -torch.inf, dtype=torch.float32, device=device), docids
+
+
+def _count_returnable(documents: Documents, k: int) -> int:
+    """Return how many of k documents the query with the weakest filter may return."""
+    return k if documents.excluded is None else min(k, int((~documents.excluded).sum(dim=1).max()))
 
 
 def _expand(documents: Documents, neighbours: Rows, active: Tensor, scores: Tensor, docids: Tensor) -> tuple[Tensor, Tensor]:

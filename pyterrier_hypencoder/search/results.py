@@ -43,10 +43,11 @@ class Results:
         )
 
     def concat(self, others: Results) -> Results:
-        """Append the results of more queries. Missing statistics become NaN."""
+        """Append the results of more queries. Missing statistics become NaN, or False if they are boolean."""
         stats = {}
-        for name in [*self.stats, *(name for name in others.stats if name not in self.stats)]:
-            parts = [part.stats.get(name, np.full(len(part.docids), np.nan)) for part in (self, others) if part.docids]
+        for name, known in (others.stats | self.stats).items():
+            missing = False if known.dtype == bool else np.nan
+            parts = [part.stats.get(name, np.full(len(part.docids), missing)) for part in (self, others) if part.docids]
             stats[name] = np.concatenate(parts) if parts else np.empty(0)
         return Results(self.docids + others.docids, self.scores + others.scores, stats)
 

@@ -62,7 +62,7 @@ def _multiply(queries: Tensor, rows: Tensor) -> Tensor:
         # Memory bandwidth limits a single query. Half precision reads half as many bytes and converts nothing.
         scale = queries.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
         return (rows @ (queries / scale).to(rows.dtype).T).T.float() * scale
-    products = torch.empty(len(queries), len(rows))
+    products = torch.empty(len(queries), len(rows), dtype=torch.float32, device=rows.device)
     step = max(1, _CACHE_BYTES // (4 * rows.shape[1]))
     for start in range(0, len(rows), step):
         torch.mm(queries, rows[start : start + step].float().T, out=products[:, start : start + step])

@@ -35,9 +35,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..scoring import Scorer
+from ..scoring import Scorer, choose_search_device
 from .documents import Documents, Rows, take_rows
 from .exhaustive import exhaustive_search
+from .finite import NonFiniteScoreError
 from .fit import correlate_ranks, fit_linear, fit_parts
 from .results import Results, sort_by_score
 from .scan import Scan, make_exact_scan
@@ -57,7 +58,7 @@ TRUST_FROM_CORRELATION = 0.97
 _ROUNDS_WITH_ONE_FUNCTION = 2
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def surrogate_search(
     score: Scorer,
     vectors: Rows,
@@ -96,7 +97,7 @@ def surrogate_search(
         The k best documents found per query. The statistics contain ``last_yield`` and ``fell_back``, which is True if
         the query was searched exhaustively.
     """
-    documents = Documents(score, vectors, n_queries, device or torch.device("cpu"), allowed)
+    documents = Documents(score, vectors, n_queries, choose_search_device(device), allowed)
     first = documents.score_entry_points(entry_points)
     pool = _Pool(documents, *first, make_exact_scan(vectors) if scan is None else scan, ridge)
     _run_rounds(pool, query_vectors, k, max_rounds, n_per_round)
@@ -108,7 +109,10 @@ def surrogate_search(
         "surrogate search: %d of %d q-nets are too far from linear, so they score all documents", len(failed), n_queries
     )
     filters = None if allowed is None else [allowed[q] for q in failed]
-    exact = exhaustive_search(score.select(failed), vectors, len(failed), k, allowed=filters)
+    try:
+        exact = exhaustive_search(score.select(failed), vectors, len(failed), k, allowed=filters)
+    except NonFiniteScoreError as err:
+        raise NonFiniteScoreError(failed[err.query], err.docid, err.vector_is_finite) from err
     return results.replace(failed, exact)
 
 
@@ -153,7 +157,7 @@ class _Pool:
         self.documents = documents
         self.device = documents.device
         self.scores, self.docids = scores, docids
-        self.last_yield = torch.ones(len(scores), device=self.device)
+        self.last_yield = torch.ones(len(scores), dtype=torch.float32, device=self.device)
         self.n_rounds = torch.ones(len(scores), dtype=torch.long, device=self.device)
         self.failed = torch.zeros(len(scores), dtype=torch.bool, device=self.device)
         self._n_initial = scores.shape[1]
@@ -226,11 +230,12 @@ class _Pool:
 
     def _score_best(self, queries: Tensor, functions: Sequence[Tensor], number: int) -> tuple[Tensor, Tensor]:
         documents, found = self.documents, []
+        number = min(number, len(documents))
         for function in functions:
             unwanted = documents.seen if documents.excluded is None else documents.seen | documents.excluded
             unwanted = unwanted if len(queries) == len(unwanted) else unwanted[queries]
             values, docids = self._scan(function, -(-number // len(functions)), unwanted)
-            real = values > -torch.inf
+            real = values != -torch.inf  # includes NaN, so a damaged vector is scored and reported
             found.append(documents.mark_seen(queries.unsqueeze(1).expand_as(docids)[real], docids[real]))
         owners, docids = (torch.cat(part) for part in zip(*found, strict=True))
         order = (owners * len(documents) + docids).argsort()
@@ -245,4 +250,5 @@ def _share_of_best(scores: Tensor, marked: Tensor) -> Tensor:
     """Return the share of the best documents by scores (Q, n) that is marked (Q, n), as (Q,)."""
     best = scores.topk(min(N_BEST, scores.shape[1]), dim=1)
     real = best.values > -torch.inf
-    return (marked.gather(1, best.indices) & real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
+    found = (marked.gather(1, best.indices) & real).sum(dim=1)
+    return found.float() / real.sum(dim=1).clamp(min=1)  # a quotient of integers has the user's default dtype

@@ -21,6 +21,7 @@ from ..qnet import QNets
 from ..search.choose import ALGORITHMS, choose_algorithm
 from ..search.entry_points import SEED, default_n_initial, draw_entry_points
 from ..search.exhaustive import exhaustive_search
+from ..search.finite import NonFiniteScoreError
 from ..search.graph import VARIANTS, graph_search
 from ..search.results import Results
 from ..search.scan import Scan
@@ -269,6 +270,20 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         progress: Callable[[int], object],
     ) -> Results:
         qnets = self._make_fitting_qnets(reader, batch)
+        try:
+            return self._search_with(reader, qnets, allowed, candidates, progress)
+        except NonFiniteScoreError as err:
+            qid, docno = batch["qid"].iloc[err.query], reader.docnos.at(np.array([err.docid]))[0]
+            raise ValueError(f"{err.explain(repr(qid), repr(docno), qnets)} The index is at {reader.path}.") from err
+
+    def _search_with(
+        self,
+        reader: IndexReader,
+        qnets: QNets,
+        allowed: Sequence[np.ndarray | None],
+        candidates: list[list[str]] | None,
+        progress: Callable[[int], object],
+    ) -> Results:
         score = scoring.make_scorer(qnets, device=self.device, precision=self.precision)
         n_allowed = count_allowed(allowed, reader.doc_count)
         algorithm = self._choose_algorithm(reader, qnets, n_allowed, candidates is not None)

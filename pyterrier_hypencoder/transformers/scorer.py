@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from ..encoders.base import Encoder
 from ..encoders.columns import TextField, read_docnos
@@ -13,6 +14,7 @@ from ..encoders.stages import TextScorer
 from ..index.files import resolve_path
 from ..index.reader import IndexReader
 from ..qnet import QNets
+from ..search.finite import NonFiniteScoreError, check_finite
 from .example import build_example_index
 from .opened import IndexTransformer, gather_vectors
 
@@ -116,7 +118,7 @@ class HypencoderScorer(IndexTransformer, TextScorer):
             (Q, N) float32.
 
         Raises:
-            ValueError: If a docid is not in the index.
+            ValueError: If a docid is not in the index, or a score is NaN or infinite.
         """
         docids = np.asarray(docids, dtype=np.int64)
         frame = pd.DataFrame({"query_vec": list(np.atleast_2d(query_vecs))})
@@ -128,7 +130,14 @@ class HypencoderScorer(IndexTransformer, TextScorer):
                     f"of the index at {reader.path}."
                 )
             qnets = self._make_fitting_qnets(reader, frame)
-            return self._score(qnets, gather_vectors(reader, docids)).cpu().numpy()
+            vectors = gather_vectors(reader, docids)
+            scores = self._score(qnets, vectors)
+            try:
+                check_finite(scores, vectors, torch.from_numpy(docids))
+            except NonFiniteScoreError as err:
+                docno = reader.docnos.at(np.array([err.docid]))[0]
+                raise ValueError(err.explain(str(err.query), repr(docno), qnets)) from err
+            return scores.cpu().numpy()
 
         return self._read_index(score)
 

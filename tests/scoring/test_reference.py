@@ -51,6 +51,55 @@ def test_padded_evaluation_of_gpus_equals_evaluation_by_query(qnets, vectors, co
     torch.testing.assert_close(score._each_padded(parts), score._each_by_query(parts), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        QNetSpec((64, 64, 64, 64, 1)),
+        QNetSpec((64, 1)),
+        QNetSpec((64, 32, 1), do_residual=False, inner_product_skip=True, skip_gate=0.3, normalize_input=True),
+        QNetSpec((64, 64, 1), do_layer_norm=False),
+    ],
+    ids=str,
+)
+def test_bf16_scores_are_as_distinct_as_fp32_scores(spec):
+    """If scores were rounded to bf16, 1,000 of the best documents would share a few dozen scores."""
+    generator = torch.Generator().manual_seed(0)
+    nets = QNets.unflatten(torch.randn(1, spec.size, generator=generator) / 8, spec)
+    vectors = torch.randn(20_000, 64, generator=generator)
+    score = scoring.make_scorer(nets, device="cpu", precision="bf16")
+    for scores in (score(vectors)[0], score.each(vectors, [20_000])):
+        assert scores.dtype == torch.float32 and scores.topk(1000).values.unique().numel() > 950
+        torch.testing.assert_close(scores, nets.score(vectors)[0], rtol=0, atol=0.05 * float(scores.std()))
+
+
+def test_bf16_output_layer_and_skip_are_computed_in_fp32():
+    nets, vectors = QNets.linear(torch.randn(3, 24)), torch.randn(50, 24).half()
+    torch.testing.assert_close(scoring.make_scorer(nets, precision="bf16", device="cpu")(vectors), nets.score(vectors))
+    spec = QNetSpec((24, 8, 1), do_residual=False, inner_product_skip=True, skip_gate=0.0)
+    nets = QNets.unflatten(torch.randn(3, spec.size), spec)
+    torch.testing.assert_close(scoring.make_scorer(nets, precision="bf16", device="cpu")(vectors), nets.score(vectors))
+
+
+def test_scores_can_be_used_in_computations_with_gradients(qnets, vectors):
+    factor = torch.ones(3, requires_grad=True)
+    score = scoring.make_scorer(qnets, device="cpu")
+    (score(vectors).mean(dim=1) @ factor + score.each(vectors, [100, 0, 100]).mean() * factor[0]).backward()
+    assert factor.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("default", ["float16", "float64", "meta"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_global_defaults_of_torch_change_no_score(qnets, vectors, torch_default, default, precision):
+    def list_scores():
+        score = scoring.make_scorer(qnets, device="cpu", precision=precision)
+        return [score(vectors), score.each(vectors, [50, 0, 150]), score.select([1]).each(vectors, [200])]
+
+    expected = list_scores()
+    with torch_default(default):
+        found = list_scores()
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
 def test_reference_supports_fp32_and_bf16_only():
     cpu = torch.device("cpu")
     assert [Reference().supports(SPEC, cpu, name) for name in ("fp32", "bf16", "int8")] == [True, True, False]

@@ -37,3 +37,17 @@ def test_draw_entry_points_leaves_the_global_random_state_alone():
 def test_default_n_initial_grows_with_the_dimensions(vec_size, expected):
     assert default_n_initial(vec_size, has_query_vector=False) == expected
     assert default_n_initial(vec_size, has_query_vector=True) == 256
+
+
+def test_all_documents_are_entry_points_if_more_are_drawn():
+    assert draw_entry_points(100, 10**9).tolist() == draw_entry_points(100, 100).tolist() == list(range(100))
+
+
+def test_seed_may_be_a_numpy_integer():
+    assert draw_entry_points(1000, 5, np.int64(43)).tolist() == draw_entry_points(1000, 5, 43).tolist()
+
+
+@pytest.mark.parametrize("seed", [None, -1, 1.0, True, "43", np.float64(1)])
+def test_invalid_seed_raises_value_error(seed):
+    with pytest.raises(ValueError, match="seed must be a non-negative integer"):
+        draw_entry_points(1000, 5, seed)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyterrier_hypencoder import QNets, QNetSpec
+from pyterrier_hypencoder import QNets, QNetSpec, scoring
 from pyterrier_hypencoder.search.exhaustive import exhaustive_search
 
 
@@ -114,3 +114,16 @@ def test_fp16_memory_map_is_searched_and_not_written_to(tmp_path):
     expected = qnets.score(torch.from_numpy(vectors.astype(np.float32))).numpy()
     np.testing.assert_allclose(found.scores[0], np.sort(expected[0])[::-1], rtol=1e-5)
     assert (tmp_path / "v").read_bytes() == vectors.tobytes()
+
+
+@pytest.mark.parametrize("default", ["float16", "float64", "meta"])
+@pytest.mark.parametrize("allowed", [None, [np.arange(0, 40, 3), None], [np.empty(0, np.int64)] * 2])
+def test_global_defaults_of_torch_change_no_result(torch_default, default, allowed):
+    vectors = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float16)
+    score = scoring.make_scorer(QNets.linear(torch.randn(2, 8)), device="cpu")
+    expected = exhaustive_search(score, vectors, 2, 10, allowed=allowed)
+    with torch_default(default):
+        found = exhaustive_search(score, vectors, 2, 10, allowed=allowed)
+    assert all(map(np.array_equal, found.docids, expected.docids))
+    assert all(map(np.array_equal, found.scores, expected.scores))
+    assert found.stats["n_scored"].tolist() == expected.stats["n_scored"].tolist()

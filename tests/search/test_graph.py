@@ -12,6 +12,7 @@ import torch
 from golden_checkpoints import FOLDERS, Golden
 
 from pyterrier_hypencoder import QNets, QNetSpec, scoring
+from pyterrier_hypencoder.search import graph
 from pyterrier_hypencoder.search.entry_points import draw_entry_points
 from pyterrier_hypencoder.search.exhaustive import exhaustive_search
 from pyterrier_hypencoder.search.graph import PRESETS, VARIANTS, graph_search, reference_graph_search
@@ -232,3 +233,25 @@ def test_results_equal_the_released_code(name):
         for q, qid in enumerate(expected):
             assert [docnos[docid] for docid in found.docids[q]] == [docno for docno, _ in expected[qid]], (run, qid)
             np.testing.assert_allclose(found.scores[q], [score for _, score in expected[qid]], atol=2e-3)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("allowed", [None, [np.arange(0, 300, 7)] * 4])
+def test_very_large_options_cost_no_more_than_the_collection(world, monkeypatch, variant, allowed):
+    """A billion results of 300 documents would be gigabytes."""
+    sizes, make_empty = [], graph._make_empty
+    monkeypatch.setattr(graph, "_make_empty", lambda n, k, device: sizes.append(k) or make_empty(n, k, device))
+    exact = {"n_candidates": 300, "max_iter": 300, "variant": variant, "early_stop": False, "allowed": allowed}
+    expected = world.search(draw_entry_points(300, 9), 300, **exact)
+    found = world.search(draw_entry_points(300, 9), 10**9, **exact | {"n_candidates": 10**9, "max_iter": 10**9})
+    assert ids(found) == ids(expected) and found.stats["n_scored"].tolist() == expected.stats["n_scored"].tolist()
+    assert sizes == [300, 300 if allowed is None else 43] * 2
+
+
+@pytest.mark.parametrize("default", ["float16", "float64", "meta"])
+@pytest.mark.parametrize("allowed", [None, [np.arange(0, 300, 3), None, np.empty(0, np.int64), np.array([7])]])
+def test_global_defaults_of_torch_change_no_result(world, torch_default, default, allowed):
+    expected = world.search(draw_entry_points(300, 9), 10, n_candidates=4, allowed=allowed)
+    with torch_default(default):
+        found = world.search(draw_entry_points(300, 9), 10, n_candidates=4, allowed=allowed)
+    assert ids(found) == ids(expected) and all(map(np.array_equal, found.scores, expected.scores))

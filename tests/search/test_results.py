@@ -30,14 +30,15 @@ def test_from_tensors_copies_statistics():
     assert found.stats["n_scored"].tolist() == [4]
 
 
-def test_concat_appends_queries_and_missing_statistics_become_nan():
+def test_concat_appends_queries_and_missing_statistics_become_nan_or_false():
     joined = make_results([(1, 2.0)], n_scored=[3]).concat(
-        make_results([(4, 5.0)], [], n_scored=[6, 7], fell_back=[True, False])
+        make_results([(4, 5.0)], [], n_scored=[6, 7], last_yield=[0.5, 0.0], fell_back=[True, False])
     )
     assert [row.tolist() for row in joined.docids] == [[1], [4], []]
     assert [row.tolist() for row in joined.scores] == [[2], [5], []]
     assert joined.stats["n_scored"].tolist() == [3, 6, 7]
-    np.testing.assert_array_equal(joined.stats["fell_back"], [np.nan, 1, 0])
+    np.testing.assert_array_equal(joined.stats["last_yield"], [np.nan, 0.5, 0])
+    assert joined.stats["fell_back"].tolist() == [False, True, False] and joined.stats["fell_back"].dtype == bool
 
 
 def test_concat_with_empty_results_changes_nothing():

@@ -313,3 +313,29 @@ def test_half_precision_memory_map_is_searched(vectors, tmp_path):
     assert recall(search(score, mapped, 20), expected) >= 0.95
     one = surrogate_search(score.select([0]), mapped, draw_entry_points(N, 100), 1, 20, n_per_round=100)
     assert recall(one, expected.select([0])) >= 0.95
+
+
+def test_very_large_options_cost_no_more_than_the_collection(vectors):
+    """A scan is never asked for more documents than there are."""
+    asked, exact = [], make_exact_scan(vectors)
+
+    def scan(queries, k, seen):
+        asked.append(k)
+        return exact(queries, k, seen)
+
+    found = search(nearly_linear(), vectors, 10**9, n_initial=10**9 // 10**7, n_per_round=10**9, max_rounds=10**9, scan=scan)
+    assert ids(found) == ids(exhaustive_search(nearly_linear(), vectors, Q, N))
+    assert max(asked) <= N and found.stats["n_scored"].tolist() == [N] * Q
+
+
+@pytest.mark.parametrize("default", ["float16", "float64", "meta"])
+@pytest.mark.parametrize("make_score", [nearly_linear, far_from_linear])
+def test_global_defaults_of_torch_change_no_result(vectors, torch_default, default, make_score):
+    score = make_score()
+    options = {"query_vectors": score._nets.query_vectors, "allowed": [np.arange(0, N, 2), None, np.array([3])]}
+    expected = search(score, vectors, 150, **options)
+    with torch_default(default):
+        found = search(score, vectors, 150, **options)
+    assert ids(found) == ids(expected) and all(map(np.array_equal, found.scores, expected.scores))
+    for name, values in expected.stats.items():
+        np.testing.assert_array_equal(found.stats[name], values)
