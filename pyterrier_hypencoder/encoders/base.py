@@ -22,6 +22,7 @@ from .columns import TextField, check_text, list_texts
 from .dense_settings import DenseSettings
 from .stages import DocEncoder, QueryEncoder, TextScorer
 from .tokenization import TextTokenizer
+from .tokenizer_files import check_vocabulary
 
 _BUFFER = 2048
 """Number of texts that are tokenised and sorted by length together. It bounds the memory for any number of texts."""
@@ -176,7 +177,7 @@ class Encoder(ByArguments):
         device = resolve_device(self.device)
         query, document, tokenizer, settings = self._load_networks()
         for network in (query, document):
-            hub.check_vocabulary(tokenizer, network.transformer, self.name_or_path)
+            check_vocabulary(tokenizer, network.transformer, self.name_or_path)
             network.to(device).eval().requires_grad_(False)
         text_tokenizer = TextTokenizer(tokenizer, lower_case=settings.lower_case)
         lengths = [hub.get_max_length(network.transformer) for network in (query, document)]

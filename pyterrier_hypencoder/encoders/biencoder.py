@@ -19,6 +19,7 @@ from .dense_settings import DenseSettings, read_dense_settings
 from .model_files import normalize_name
 from .networks import TextEncoder
 from .pooling import POOLINGS
+from .tokenizer_files import load_tokenizer
 
 
 class BiEncoder(Encoder):
@@ -110,7 +111,7 @@ class BiEncoder(Encoder):
         settings = read_dense_settings(self.name_or_path, self.revision, self.pooling, self.normalize)
         settings = self._override_prompts(settings)
         options: dict[str, Any] = {"subfolder": settings.subfolder, "trust_remote_code": self.trust_remote_code}
-        tokenizer = hub.load_tokenizer(self.name_or_path, self.revision, **options)
+        tokenizer = load_tokenizer(self.name_or_path, self.revision, **options)
         transformer: Any = hub.load_transformer(self.name_or_path, self.revision, **options)
         layers, size = load_layers(settings.layers, transformer.config.hidden_size, self.name_or_path, self.revision)
         query, document = (
@@ -143,7 +144,7 @@ class BiEncoder(Encoder):
                 f"{self.name_or_path!r} is a {config.architecture}, not a bi-encoder. Load it with "
                 f"Hypencoder({self.name_or_path!r})."
             )
-        tokenizer = hub.load_tokenizer(self.name_or_path, self.revision, config.backbone, **options)
+        tokenizer = load_tokenizer(self.name_or_path, self.revision, config.backbone, **options)
         return model.query_encoder, model.passage_encoder, tokenizer, self._override_prompts(DenseSettings())
 
     def _use_bf16(self, side: str) -> bool:

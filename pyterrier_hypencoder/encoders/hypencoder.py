@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from ..qnet import QNets, QNetSpec
-from . import checkpoint, hub
+from . import checkpoint
 from .base import Encoder
 from .checkpoint_config import DualEncoderConfig, override_config
 from .dense_settings import DenseSettings
 from .model_files import normalize_name
+from .tokenizer_files import load_tokenizer
 
 
 class Hypencoder(Encoder):
@@ -107,7 +108,7 @@ class Hypencoder(Encoder):
         options: dict[str, Any] = {"pool_padding": self.pool_padding, "qnet": self.qnet}
         model, config = checkpoint.load(self.name_or_path, revision=self.revision, **options, **trust)
         self._check_architecture(config)
-        tokenizer = hub.load_tokenizer(self.name_or_path, self.revision, config.backbone, **trust)
+        tokenizer = load_tokenizer(self.name_or_path, self.revision, config.backbone, **trust)
         return model.query_encoder, model.passage_encoder, tokenizer, DenseSettings()
 
     def _to_qnets(self, output: QNets) -> QNets:

@@ -16,13 +16,12 @@ from ..index.files import read_file_version, resolve_path
 from ..index.inner_product import FACTS_FILE, is_built
 from ..index.neighbour_graph import NeighbourGraph, has_graph, open_graph
 from ..index.reader import IndexReader
-from ..options import check_choice, check_positive
 from ..qnet import QNets
-from ..search.choose import ALGORITHMS, choose_algorithm
+from ..search.choose import choose_algorithm
 from ..search.entry_points import SEED, default_n_initial, draw_entry_points
 from ..search.exhaustive import exhaustive_search
 from ..search.finite import NonFiniteScoreError
-from ..search.graph import VARIANTS, graph_search
+from ..search.graph import graph_search
 from ..search.results import Results
 from ..search.scan import Scan
 from ..search.surrogate import surrogate_search
@@ -31,11 +30,10 @@ from .filters import count_allowed, find_allowed, read_filters
 from .opened import IndexTransformer
 from .result_frames import build_result_frame, check_topics, list_statistics, split_candidates
 from .scans import open_scan
+from .search_options import check_search_options
 
 logger = logging.getLogger(__name__)
 
-MIN_SURROGATE_DOCUMENTS = 16
-"""Smallest number of documents for ``n_initial`` and ``n_per_round``: fewer do not determine a linear function."""
 MIN_PER_ROUND = 250
 """Default of ``n_per_round`` for small ``num_results``."""
 
@@ -185,7 +183,7 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
             ValueError: If an option, a query or a docno is not valid, or the model does not fit the index.
             FileNotFoundError: If there is no index, or no neighbour graph for ``graph``.
         """
-        self._check_options()
+        check_search_options(self)
         check_topics(inp, allow_candidates=self.algorithm != "exhaustive")
         topics, candidates = split_candidates(inp)
         statistics = list_statistics(self.algorithm) if self.return_stats else {}
@@ -221,26 +219,6 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
     def subtransformers(self) -> dict[str, Any]:
         """Return an empty dictionary, because index and model are not stages of a pipeline."""
         return {}
-
-    def _check_options(self) -> None:
-        check_choice("algorithm", self.algorithm, ALGORITHMS)
-        check_choice("precision", self.precision, scoring.PRECISIONS)
-        check_choice("variant", self.variant, VARIANTS)
-        counts = ("num_results", "batch_size", "initial_candidates", "n_candidates", "max_iter", "graph_k", "max_rounds")
-        for name in counts:
-            check_positive(name, getattr(self, name))
-        for name in ("n_initial", "n_per_round"):
-            number = getattr(self, name)
-            if number is None:
-                continue
-            check_positive(name, number)
-            if number < MIN_SURROGATE_DOCUMENTS:
-                raise ValueError(f"{name} must be at least {MIN_SURROGATE_DOCUMENTS}, got {number!r}.")
-        if not 1e-4 <= self.ridge < np.inf:
-            raise ValueError(f"ridge must be a number of at least 0.0001, got {self.ridge!r}.")
-        if self.entry_points is not None and (isinstance(self.entry_points, str) or not len(self.entry_points)):
-            raise ValueError(f"entry_points must be a list with at least one docno, got {self.entry_points!r}.")
-        scoring.resolve_device(self.device)
 
     def _search(self, reader: IndexReader, topics: pd.DataFrame, candidates: list[list[str]] | None) -> Results:
         """Search for all topics, batch by batch."""
