@@ -83,10 +83,11 @@ def list_texts(texts: Any) -> list[Any]:
     Raises:
         ValueError: If it is one string, or something without an order, such as a set.
     """
-    if isinstance(texts, str | bytes | Set | Mapping | pd.DataFrame) or not isinstance(texts, Iterable):
+    is_list = isinstance(texts, Iterable) and not isinstance(texts, str | bytes | Set | Mapping | pd.DataFrame)
+    if not is_list or (isinstance(texts, np.ndarray) and not texts.ndim):
         advice = f"Pass [{texts!r:.40}]" if isinstance(texts, str) else "Pass a list"
         raise ValueError(f"texts must be a list of strings, got {type(texts).__name__}. {advice}.")
-    return texts.tolist() if isinstance(texts, np.ndarray) and texts.ndim else list(texts)
+    return texts.tolist() if isinstance(texts, np.ndarray) else list(texts)
 
 
 def check_text(text: Any, name: str) -> None:
