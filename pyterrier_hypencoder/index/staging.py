@@ -66,10 +66,10 @@ def find_folder(path: Path) -> Path:
 
 
 def discard_leftovers(path: Path) -> None:
-    """Delete the staging directory of a build that was killed after it had put its result in place."""
+    """Delete the staging directory and the lock file of a build that was killed after it had put its result in place."""
     folder = get_staging_path(path)
-    if folder.is_dir() and not is_unfinished(path):
-        with suppress(FileExistsError), lock(path):
+    if (folder.is_dir() or get_lock_path(path).exists()) and not is_unfinished(path):
+        with suppress(OSError), lock(path):  # somebody else is building, or the directory is read-only
             if not is_unfinished(path):  # nobody has started another build
                 shutil.rmtree(folder, ignore_errors=True)
 

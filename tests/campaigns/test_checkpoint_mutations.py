@@ -42,9 +42,9 @@ def try_checkpoint(kind: str, folder: Path, whole: Path, file: str) -> Outcome:
 @pytest.mark.parametrize("kind", SAVERS)
 def test_damaged_checkpoint_encodes_rightly_or_with_a_clear_error(tmp_path, open_table, campaign_size, kind):
     whole, other = save(kind, tmp_path / "whole"), save(kind, tmp_path / "other", seed=1)
-    number = campaign_size(260, 36)
+    number, seed = campaign_size(260, 36), list(SAVERS).index(kind)
     table = open_table(f"damaged checkpoint, {kind}")
-    for mutation, outcome in run_all(try_mutation, list_mutations(whole, number), kind, whole, other):
+    for mutation, outcome in run_all(try_mutation, list_mutations(whole, number, seed), kind, whole, other):
         table.add(mutation.file, outcome, str(mutation))
     table.check(at_least=number)
 

@@ -9,9 +9,10 @@ import pytest
 from golden_checkpoints import copy_tokenizer
 
 from pyterrier_hypencoder import Hypencoder
-from pyterrier_hypencoder.encoders import checkpoint, hub
-from pyterrier_hypencoder.encoders.checksums import CHECKSUM_FILE, compute_checksum, write_checksums
+from pyterrier_hypencoder.encoders import checkpoint
+from pyterrier_hypencoder.encoders.model_checksums import CHECKSUM_FILE, compute_checksum, write_checksums
 from pyterrier_hypencoder.encoders.model_files import find_local_directory
+from pyterrier_hypencoder.encoders.tokenizer_files import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def saved(golden, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     copy_tokenizer(folder)
     model, _ = checkpoint.load(str(golden / "tiny_6l_cls_shared"))
-    checkpoint.save(model, folder, tokenizer=hub.load_tokenizer(str(folder), None))
+    checkpoint.save(model, folder, tokenizer=load_tokenizer(str(folder), None))
     return folder
 
 
