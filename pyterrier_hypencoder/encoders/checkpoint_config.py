@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..qnet import QNetSpec
-from .hub import check_sizes
+from .config_checks import check_sizes
 from .model_files import CONFIG_FILE
 from .reading import ModelFileError, guard_reading
 

@@ -95,7 +95,7 @@ def check_text(text: Any, name: str) -> None:
 
     Args:
         text: The text.
-        name: What the text is, for the error message.
+        name: Name of the text in the error message.
 
     Raises:
         ValueError: If it is not a string, or has lone surrogates: halves of characters, left by a wrong decoding.

@@ -8,7 +8,7 @@ from typing import Any
 
 from . import checkpoint
 from .checkpoint_config import DualEncoderConfig
-from .dense_settings import read_dense_settings
+from .dense_settings import DenseSettings, read_dense_settings
 from .hub import load_transformer
 from .model_files import normalize_name
 from .networks import HypencoderDualEncoder
@@ -53,12 +53,7 @@ def from_dense(
         ValueError: If an option does not fit.
     """
     name_or_path = normalize_name(name_or_path)
-    settings = read_dense_settings(name_or_path, revision, pooling, normalize)
-    if not settings.is_plain:
-        raise ValueError(
-            f"{name_or_path!r} has layers, prompts or other settings beside pooling and normalisation, which dual encoders do "
-            "not have. Start from another dense model."
-        )
+    settings = _read_plain_settings(name_or_path, revision, pooling, normalize)
     transformer = load_transformer(name_or_path, revision)
     query = _make_query_kwargs(name_or_path, transformer, hidden, settings.pooling, settings.normalize, qnet)
     if query_projection:
@@ -78,6 +73,16 @@ def from_dense(
     for encoder in (model.query_encoder, model.passage_encoder):
         encoder.transformer.load_state_dict(transformer.state_dict())
     return model.eval()
+
+
+def _read_plain_settings(name: str, revision: str | None, pooling: str | None, normalize: bool | None) -> DenseSettings:
+    settings = read_dense_settings(name, revision, pooling, normalize)
+    if not settings.is_plain:
+        raise ValueError(
+            f"{name!r} has layers, prompts or other settings beside pooling and normalisation, which dual encoders do not "
+            "have. Start from another dense model."
+        )
+    return settings
 
 
 def _make_query_kwargs(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .building import build_and_compare, find_mismatches, own_defaults
+from .config_checks import check_remote_code, check_sizes
 from .model_files import CONFIG_FILE, find_file, find_local_directory
 from .reading import ModelFileError, check_file, guard_reading, parse_json
 from .weights import check_finite, find_weight_files, read_shapes, read_tensors, shorten_list
@@ -32,10 +32,6 @@ _MIN_VOCABULARY = 0.5
 """Smallest share of a transformer's rows that a tokenizer must have tokens for. Unused rows are few in real models."""
 _TEXT_ENCODERS = ("t5", "mt5", "umt5")
 """Types of encoder-decoders whose encoder is used alone."""
-_COUNTS = re.compile("layer|label|block|depth|expert|head")
-_MAX_COUNT = 100_000
-_MAX_POSITIONS = 2**24
-_MAX_SIZE = 2**40
 _BUFFERS = ("position_ids", "token_type_ids", "inv_freq")
 """Tensors that some versions of transformers store and others compute."""
 _load_lock = threading.RLock()
@@ -59,44 +55,6 @@ _KNOWN_BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 # Configurations
-
-
-def check_remote_code(options: Mapping[str, Any], source: str | Path, trust_remote_code: bool) -> bool:
-    """Return True if a model comes with code that is to be run.
-
-    Args:
-        options: A parsed ``config.json`` or ``tokenizer_config.json``.
-        source: Its path, for error messages.
-        trust_remote_code: If True, the user allows the code.
-
-    Raises:
-        ModelFileError: If there is code and the user does not allow it. Without it, the vectors may be others.
-    """
-    names = options.get("auto_map")
-    classes = list(names) if isinstance(names, dict) else ["AutoTokenizer"] * bool(names)
-    classes = [name for name in classes if name in ("AutoConfig", "AutoModel", "AutoTokenizer")]
-    if classes and not trust_remote_code:
-        raise ModelFileError(
-            f"{source} needs code that comes with the model ({', '.join(classes)}). It is not run unless you allow it: read "
-            "the code, and pass trust_remote_code=True if you trust it."
-        )
-    return bool(classes)
-
-
-def check_sizes(options: Any, source: str | Path) -> None:
-    """Check the numbers in a configuration before a network of that size is built.
-
-    Raises:
-        ModelFileError: If a number cannot be a number of layers, positions or dimensions.
-    """
-    for key, value in options.items() if isinstance(options, dict) else enumerate(options):
-        if isinstance(value, dict | list):
-            check_sizes(value, source)
-        elif isinstance(value, int):
-            name = str(key)
-            limit = _MAX_COUNT if _COUNTS.search(name) else _MAX_POSITIONS if "position" in name else _MAX_SIZE
-            if abs(value) > limit:
-                raise ModelFileError(f"{source} has {name} = {value:,}, but at most {limit:,} are supported.")
 
 
 def load_config(name_or_path: str, revision: str | None = None, subfolder: str = "", trust_remote_code: bool = False) -> Any:

@@ -98,8 +98,8 @@ def guard_reading(
 
     Args:
         path: File or directory that is read.
-        problem: What the message says of it.
-        advice: What the message tells the user to do.
+        problem: Statement about the file in the message.
+        advice: Advice for the user in the message.
     """
     try:
         yield
