@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Collection, Mapping, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from inspect import Parameter
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,10 @@ class ByArguments:
                 if entry is None or entry[0] != key:
                     entry = opened[name] = (key, opener())
         return entry[1]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # An iterator can be read once, so an option keeps its items. Everything else is stored unchanged.
+        object.__setattr__(self, name, list(value) if isinstance(value, Iterator) else value)
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self._make_key() == other._make_key()

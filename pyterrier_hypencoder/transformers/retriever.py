@@ -226,7 +226,7 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         allowed_for_all = None if self.allowed_docnos is None else find_allowed(reader, self.allowed_docnos)
         with pt.tqdm(total=len(topics), unit="query", disable=not self.verbose) as progress:
             for start in range(0, len(topics), self.batch_size):
-                rows = slice(start, start + self.batch_size)
+                rows = slice(start, start + int(self.batch_size))
                 batch = topics.iloc[rows]
                 found = self._search_batch(
                     reader,
@@ -302,22 +302,18 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         add_random = algorithm == "surrogate"
         if candidates is not None:
             per_query = [reader.docnos.require(docnos) for docnos in candidates]
-            return [np.union1d(docids, random) for docids in per_query] if add_random else per_query
+            return [np.union1d(docids, random) if add_random else np.unique(docids) for docids in per_query]
         if self.entry_points is None:
             return random
-        docids = reader.docnos.require(list(self.entry_points))
+        docids = np.unique(reader.docnos.require(list(self.entry_points)))
         return np.union1d(docids, random) if add_random else docids
 
     def _covers_all(self, entry_points: np.ndarray | list[np.ndarray], n_allowed: int) -> bool:
         """Return True if every query has at least as many entry points as there are allowed documents."""
         fewest = len(entry_points) if isinstance(entry_points, np.ndarray) else min(map(len, entry_points))
         if fewest >= n_allowed:
-            logger.info(
-                "algorithm=%r: %d entry points cover all allowed documents, so all %d are scored",
-                self.algorithm,
-                fewest,
-                n_allowed,
-            )
+            message = "algorithm=%r: %d entry points cover all allowed documents, so all %d are scored"
+            logger.info(message, self.algorithm, fewest, n_allowed)
         return fewest >= n_allowed
 
     def _search_graph(
@@ -362,7 +358,7 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
             device=device,
             query_vectors=qnets.query_vectors,
             max_rounds=self.max_rounds,
-            n_per_round=max(MIN_PER_ROUND, self.num_results // 2) if self.n_per_round is None else self.n_per_round,
+            n_per_round=max(MIN_PER_ROUND, int(self.num_results) // 2) if self.n_per_round is None else self.n_per_round,
             ridge=self.ridge,
             allowed=allowed,
         )

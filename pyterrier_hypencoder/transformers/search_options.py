@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from .. import scoring
-from ..options import check_choice, check_positive
+from ..options import check_choice, check_non_negative, check_number, check_positive, list_items
 from ..search.choose import ALGORITHMS
 from ..search.graph import VARIANTS
 
@@ -28,14 +26,10 @@ def check_search_options(retriever: Any) -> None:
     for name in counts:
         check_positive(name, getattr(retriever, name))
     for name in ("n_initial", "n_per_round"):
-        number = getattr(retriever, name)
-        if number is None:
-            continue
-        check_positive(name, number)
-        if number < MIN_SURROGATE_DOCUMENTS:
-            raise ValueError(f"{name} must be at least {MIN_SURROGATE_DOCUMENTS}, got {number!r}.")
-    if not 1e-4 <= retriever.ridge < np.inf:
-        raise ValueError(f"ridge must be a number of at least 0.0001, got {retriever.ridge!r}.")
-    if retriever.entry_points is not None and (isinstance(retriever.entry_points, str) or not len(retriever.entry_points)):
-        raise ValueError(f"entry_points must be a list with at least one docno, got {retriever.entry_points!r}.")
+        if getattr(retriever, name) is not None:
+            check_positive(name, getattr(retriever, name), MIN_SURROGATE_DOCUMENTS)
+    check_non_negative("seed", retriever.seed)
+    check_number("ridge", retriever.ridge, 1e-4)
+    if retriever.entry_points is not None and not list_items("entry_points", retriever.entry_points, str, "docnos"):
+        raise ValueError(f"entry_points must be a collection with at least one docno, got {retriever.entry_points!r}.")
     scoring.resolve_device(retriever.device)
