@@ -230,7 +230,7 @@ class _Pool:
 
     def _score_best(self, queries: Tensor, functions: Sequence[Tensor], number: int) -> tuple[Tensor, Tensor]:
         documents, found = self.documents, []
-        number = min(number, len(documents))
+        number = min(int(number), len(documents))
         for function in functions:
             unwanted = documents.seen if documents.excluded is None else documents.seen | documents.excluded
             unwanted = unwanted if len(queries) == len(unwanted) else unwanted[queries]
