@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from inspect import Parameter
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,10 @@ class ByArguments:
         if name not in opened or opened[name][0] != key:
             opened[name] = (key, opener())
         return opened[name][1]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # An iterator can be read once, so an option keeps its items. Everything else is stored unchanged.
+        object.__setattr__(self, name, list(value) if isinstance(value, Iterator) else value)
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self._make_key() == other._make_key()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -29,15 +30,16 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
-def check_positive(name: str, value: Any) -> None:
+def check_positive(name: str, value: Any, minimum: int = 1) -> None:
     """Check an option that must be a positive integer.
 
     Args:
         name: Name of the option, for the error message.
         value: Value that the user gave.
+        minimum: Smallest allowed value.
 
     Raises:
-        ValueError: If the value is not an integer above 0. ``True`` and ``1.0`` are not integers.
+        ValueError: If the value is not an integer above 0, or below the minimum. ``True`` and ``1.0`` are not integers.
 
     Example:
         >>> check_positive("num_results", 0)
@@ -46,6 +48,8 @@ def check_positive(name: str, value: Any) -> None:
     """
     if not _is_integer(value) or value <= 0:
         raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value!r}.")
 
 
 def check_non_negative(name: str, value: Any) -> None:
@@ -65,6 +69,56 @@ def check_non_negative(name: str, value: Any) -> None:
     """
     if not _is_integer(value) or value < 0:
         raise ValueError(f"{name} must be a non-negative integer, got {value!r}.")
+
+
+def check_number(name: str, value: Any, minimum: float = -math.inf) -> None:
+    """Check an option that must be a finite number.
+
+    Args:
+        name: Name of the option, for the error message.
+        value: Value that the user gave.
+        minimum: Smallest allowed value.
+
+    Raises:
+        ValueError: If the value is not a number, is NaN or infinite, or is below the minimum. ``True`` is not a number.
+
+    Example:
+        >>> check_number("ridge", float("nan"), 0.0001)
+        Traceback (most recent call last):
+        ValueError: ridge must be a finite number of at least 0.0001, got nan.
+    """
+    is_number = _is_integer(value) or isinstance(value, float | np.floating)
+    if not is_number or not math.isfinite(value) or value < minimum:
+        limit = "" if minimum == -math.inf else f" of at least {minimum:g}"
+        raise ValueError(f"{name} must be a finite number{limit}, got {value!r}.")
+
+
+def list_items(name: str, value: Any, kind: type, noun: str) -> list[Any]:
+    """Return the items of an option that is a collection, after checking their type.
+
+    Args:
+        name: Name of the option, for the error message.
+        value: Collection that the user gave: a list, a set, an array, a column of a frame.
+        kind: Type of the items.
+        noun: Name of the items in the plural, for the error message.
+
+    Raises:
+        ValueError: If the value is a single item or text, cannot be iterated, or has items of another type. Iterators are
+            refused, because the first use would consume them.
+
+    Example:
+        >>> list_items("entry_points", "d1", str, "docnos")
+        Traceback (most recent call last):
+        ValueError: entry_points must be a collection of docnos, got 'd1'. Put the docnos in a list.
+    """
+    is_flat = getattr(value, "ndim", 1) == 1  # a frame iterates over the names of its columns
+    if isinstance(value, str | bytes | Iterator) or not isinstance(value, Iterable) or not is_flat:
+        raise ValueError(f"{name} must be a collection of {noun}, got {value!r:.80}. Put the {noun} in a list.")
+    items = list(value)
+    for item in items:
+        if not isinstance(item, kind):
+            raise ValueError(f"{name} must be a collection of {noun}, got the item {item!r:.80}. Give only {noun}.")
+    return items
 
 
 def _is_integer(value: Any) -> bool:

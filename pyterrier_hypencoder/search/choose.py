@@ -110,7 +110,7 @@ def choose_algorithm(
     """
     situation = Situation(
         n_allowed=n_allowed,
-        num_results=num_results,
+        num_results=int(num_results),  # the product of a small numpy integer would overflow
         doc_count=doc_count,
         is_linear=is_linear,
         has_entry_points=has_entry_points,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -12,6 +13,8 @@ from .documents import Rows, as_tensor
 _PRODUCTS_IN_MEMORY = 2**25
 _DEVICE_BYTES = 2**30
 """Size of the vectors on the device at a time, if the collection is stored elsewhere."""
+_MARGIN = 64
+"""Further documents, besides a quarter more than requested, whose products are computed in float32."""
 _CACHE_BYTES = 4 * 2**20
 """Size of the vectors that are converted to float32 at a time, so they stay in the cache."""
 
@@ -37,31 +40,63 @@ class Scan(Protocol):
 def make_exact_scan(vectors: Rows) -> Scan:
     """Return a scan that multiplies all vectors (N, D) with the linear functions.
 
-    A single query of half-precision vectors is multiplied in half precision; everything else is multiplied in float32.
+    A single query is multiplied with half-precision vectors in half precision, because that takes three quarters of the
+    time. The best products are then computed again in float32, so the documents are those that a batch of queries gets.
     """
     rows = as_tensor(vectors)
 
     def scan(queries: Tensor, k: int, seen: Tensor) -> tuple[Tensor, Tensor]:
-        step = max(1, min(_PRODUCTS_IN_MEMORY // len(queries), _DEVICE_BYTES // rows[:1].nbytes))
-        parts: list[tuple[Tensor, Tensor]] = []
-        for start in range(0, len(rows), step):
-            products = _multiply(queries, rows[start : start + step].to(queries.device))
-            products.masked_fill_(seen[:, start : start + step], -torch.inf)
-            values, places = products.topk(min(k, products.shape[1]), dim=1, sorted=False)
-            parts.append((values, places + start))
-        values, docids = (torch.cat(found, dim=1) for found in zip(*parts, strict=True))
-        best = values.topk(min(k, values.shape[1]), dim=1, sorted=False)
-        return best.values, docids.gather(1, best.indices)
+        rounded = rows.dtype == torch.float16 and (queries.device.type != "cpu" or len(queries) == 1)
+        if not rounded:
+            return _scan_blocks(queries, rows, k, seen, _multiply)
+        values, docids = _scan_blocks(queries, rows, k + k // 4 + _MARGIN, seen, _multiply_in_half)
+        if bool((values == torch.inf).any()):  # too large for half precision
+            return _scan_blocks(queries, rows, k, seen, _multiply)
+        exact = torch.stack([_recompute(*row, rows) for row in zip(queries, values, docids, strict=True)])
+        return _take_best(exact, docids, k)
 
     return scan
 
 
+def _scan_blocks(
+    queries: Tensor, rows: Tensor, k: int, seen: Tensor, multiply: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return the documents with the largest products, block by block; see :class:`Scan`."""
+    step = max(1, min(_PRODUCTS_IN_MEMORY // len(queries), _DEVICE_BYTES // rows[:1].nbytes))
+    parts: list[tuple[Tensor, Tensor]] = []
+    for start in range(0, len(rows), step):
+        products = multiply(queries, rows[start : start + step].to(queries.device))
+        products.masked_fill_(seen[:, start : start + step], -torch.inf)
+        values, places = products.topk(min(k, products.shape[1]), dim=1, sorted=False)
+        parts.append((values, places + start))
+    values, docids = (torch.cat(found, dim=1) for found in zip(*parts, strict=True))
+    return _take_best(values, docids, k)
+
+
+def _take_best(values: Tensor, docids: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    best = values.topk(min(k, values.shape[1]), dim=1, sorted=False)
+    return best.values, docids.gather(1, best.indices)
+
+
+def _recompute(query: Tensor, values: Tensor, docids: Tensor, rows: Tensor) -> Tensor:
+    """Return inner products (k,) in float32 instead of half precision; -inf, which marks no document, stays."""
+    vectors = rows[docids.to(rows.device)].to(query.device, torch.float32)
+    return (vectors @ query).masked_fill(values == -torch.inf, -torch.inf)
+
+
+def _multiply_in_half(queries: Tensor, rows: Tensor) -> Tensor:
+    """Return the inner products (Q, n) as float32, computed in half precision.
+
+    Memory bandwidth limits a single query. Half precision reads half as many bytes and converts nothing.
+    """
+    scale = queries.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
+    return (rows @ (queries / scale).to(rows.dtype).T).T.float() * scale
+
+
 def _multiply(queries: Tensor, rows: Tensor) -> Tensor:
-    """Return the inner products (Q, n) as float32."""
-    if rows.device.type != "cpu" or (len(queries) == 1 and rows.dtype == torch.float16):
-        # Memory bandwidth limits a single query. Half precision reads half as many bytes and converts nothing.
-        scale = queries.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
-        return (rows @ (queries / scale).to(rows.dtype).T).T.float() * scale
+    """Return the inner products (Q, n) in float32."""
+    if rows.device.type != "cpu":
+        return queries @ rows.float().T
     products = torch.empty(len(queries), len(rows), dtype=torch.float32, device=rows.device)
     step = max(1, _CACHE_BYTES // (4 * rows.shape[1]))
     for start in range(0, len(rows), step):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
 
 from ..encoders.columns import is_missing
 from ..index.reader import IndexReader
+from ..options import list_items
 
 FILTER_COLUMN = "allowed_docnos"
 
@@ -18,17 +19,16 @@ def find_allowed(reader: IndexReader, docnos: Collection[str]) -> np.ndarray:
 
     Args:
         reader: The index.
-        docnos: Docnos of the allowed documents. Docnos that the index does not contain are ignored.
+        docnos: Docnos of the allowed documents, as strings or integers. Docnos that the index does not contain are ignored.
 
     Returns:
         Docids in ascending order, without repetitions.
 
     Raises:
-        ValueError: If ``docnos`` is not a collection, for example a single string.
+        ValueError: If ``docnos`` is not a collection of docnos, for example a single string or an iterator.
     """
-    if isinstance(docnos, str) or not isinstance(docnos, Iterable):
-        raise ValueError(f"{FILTER_COLUMN} must be a collection of docnos, got {docnos!r}. Put the docnos in a list or set.")
-    docids = np.unique(reader.docnos.find([str(docno) for docno in docnos]))
+    names = list_items(FILTER_COLUMN, docnos, str | int | np.integer, "docnos")
+    docids = np.unique(reader.docnos.find([str(docno) for docno in names]))
     return docids[docids >= 0]
 
 

@@ -16,7 +16,7 @@ from ..index.files import read_file_version
 from ..index.inner_product import FACTS_FILE, is_built
 from ..index.neighbour_graph import NeighbourGraph, has_graph, open_graph
 from ..index.reader import IndexReader
-from ..options import check_choice, check_positive
+from ..options import check_choice, check_non_negative, check_number, check_positive, list_items
 from ..qnet import QNets
 from ..search.choose import ALGORITHMS, choose_algorithm
 from ..search.entry_points import SEED, default_n_initial, draw_entry_points
@@ -227,16 +227,12 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         for name in counts:
             check_positive(name, getattr(self, name))
         for name in ("n_initial", "n_per_round"):
-            number = getattr(self, name)
-            if number is None:
-                continue
-            check_positive(name, number)
-            if number < MIN_SURROGATE_DOCUMENTS:
-                raise ValueError(f"{name} must be at least {MIN_SURROGATE_DOCUMENTS}, got {number!r}.")
-        if not 1e-4 <= self.ridge < np.inf:
-            raise ValueError(f"ridge must be a number of at least 0.0001, got {self.ridge!r}.")
-        if self.entry_points is not None and (isinstance(self.entry_points, str) or not len(self.entry_points)):
-            raise ValueError(f"entry_points must be a list with at least one docno, got {self.entry_points!r}.")
+            if getattr(self, name) is not None:
+                check_positive(name, getattr(self, name), MIN_SURROGATE_DOCUMENTS)
+        check_non_negative("seed", self.seed)
+        check_number("ridge", self.ridge, 1e-4)
+        if self.entry_points is not None and not list_items("entry_points", self.entry_points, str, "docnos"):
+            raise ValueError(f"entry_points must be a collection with at least one docno, got {self.entry_points!r}.")
         scoring.resolve_device(self.device)
 
     def _search(self, reader: IndexReader, topics: pd.DataFrame, candidates: list[list[str]] | None) -> Results:
@@ -245,7 +241,7 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         allowed_for_all = None if self.allowed_docnos is None else find_allowed(reader, self.allowed_docnos)
         with pt.tqdm(total=len(topics), unit="query", disable=not self.verbose) as progress:
             for start in range(0, len(topics), self.batch_size):
-                rows = slice(start, start + self.batch_size)
+                rows = slice(start, start + int(self.batch_size))
                 batch = topics.iloc[rows]
                 found = self._search_batch(
                     reader,
@@ -321,22 +317,18 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         add_random = algorithm == "surrogate"
         if candidates is not None:
             per_query = [reader.docnos.require(docnos) for docnos in candidates]
-            return [np.union1d(docids, random) for docids in per_query] if add_random else per_query
+            return [np.union1d(docids, random) if add_random else np.unique(docids) for docids in per_query]
         if self.entry_points is None:
             return random
-        docids = reader.docnos.require(list(self.entry_points))
+        docids = np.unique(reader.docnos.require(list(self.entry_points)))
         return np.union1d(docids, random) if add_random else docids
 
     def _covers_all(self, entry_points: np.ndarray | list[np.ndarray], n_allowed: int) -> bool:
         """Return True if every query has at least as many entry points as there are allowed documents."""
         fewest = len(entry_points) if isinstance(entry_points, np.ndarray) else min(map(len, entry_points))
         if fewest >= n_allowed:
-            logger.info(
-                "algorithm=%r: %d entry points cover all allowed documents, so all %d are scored",
-                self.algorithm,
-                fewest,
-                n_allowed,
-            )
+            message = "algorithm=%r: %d entry points cover all allowed documents, so all %d are scored"
+            logger.info(message, self.algorithm, fewest, n_allowed)
         return fewest >= n_allowed
 
     def _search_graph(
@@ -381,7 +373,7 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
             device=device,
             query_vectors=qnets.query_vectors,
             max_rounds=self.max_rounds,
-            n_per_round=max(MIN_PER_ROUND, self.num_results // 2) if self.n_per_round is None else self.n_per_round,
+            n_per_round=max(MIN_PER_ROUND, int(self.num_results) // 2) if self.n_per_round is None else self.n_per_round,
             ridge=self.ridge,
             allowed=allowed,
         )

@@ -339,3 +339,15 @@ def test_global_defaults_of_torch_change_no_result(vectors, torch_default, defau
     assert ids(found) == ids(expected) and all(map(np.array_equal, found.scores, expected.scores))
     for name, values in expected.stats.items():
         np.testing.assert_array_equal(found.stats[name], values)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_batch_size_does_not_change_which_documents_are_scored(vectors, dtype):
+    """The vectors share a large mean, so products in half precision are coarse."""
+    rows, score = (vectors + 5).astype(dtype), far_from_linear()
+    whole = search(score, rows, 50, max_rounds=3)
+    for q in range(Q):
+        entry_points = draw_entry_points(N, 100)
+        single = surrogate_search(score.select([q]), rows, entry_points, 1, 50, n_per_round=100, max_rounds=3)
+        assert ids(single)[0] == ids(whole)[q]
+        assert single.stats["n_scored"][0] == whole.stats["n_scored"][q]

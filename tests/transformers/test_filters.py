@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -121,3 +123,44 @@ def test_read_filters_intersects_column_and_option(reader, topics):
 )
 def test_count_allowed_counts_the_union(allowed, expected):
     assert count_allowed([None if docids is None else np.array(docids, dtype=int) for docids in allowed], 9) == expected
+
+
+def read_one_by_one(docnos):
+    yield from docnos
+
+
+@pytest.mark.parametrize("once", [iter, read_one_by_one, lambda docnos: map(str, docnos), lambda docnos: (d for d in docnos)])
+def test_option_that_can_be_read_once_filters_every_search(index, model, topics, once):
+    expected = index.retriever(model, allowed_docnos=sorted(SOME))
+    found = index.retriever(model, allowed_docnos=once(sorted(SOME)))
+    assert found == expected and pickle.loads(pickle.dumps(found)) == expected
+    for _ in range(2):
+        assert_same_ranking(found(topics), expected(topics))
+    found.set_parameter("allowed_docnos", once(["d001"]))
+    assert set(found(topics)["docno"]) == set(found(topics)["docno"]) == {"d001"}
+
+
+def test_cell_that_can_be_read_once_is_refused(retriever, topics):
+    """A search would consume the cells of the user's frame."""
+    with pytest.raises(ValueError, match="allowed_docnos must be a collection of docnos, got <list_iterator"):
+        retriever(topics.assign(allowed_docnos=[iter(["d001"]) for _ in range(len(topics))]))
+
+
+@pytest.mark.parametrize(
+    "allowed",
+    [
+        b"d001",
+        [b"d001"],
+        [["d001", "d002"]],
+        [None],
+        [1.5],
+        np.array("d001"),
+        np.array([["d001"]]),
+        pd.DataFrame({"docno": ["d1"]}),
+    ],
+    ids=str,
+)
+def test_items_that_are_no_docnos_are_refused(retriever, topics, allowed):
+    retriever.allowed_docnos = allowed
+    with pytest.raises(ValueError, match="allowed_docnos must be a collection of docnos, got"):
+        retriever(topics)

@@ -128,3 +128,16 @@ def test_return_stats_adds_the_costs_of_a_search(index_with_graph, model, topics
     assert pt.inspect.transformer_outputs(counted, ["qid", "query"]) == list(with_stats.columns)
     if algorithm == "exhaustive":
         assert set(with_stats["n_scored"]) == {120} and set(with_stats["n_rounds"]) == {1}
+
+
+def test_batches_of_different_searches_keep_the_meaning_of_statistics(index, model, topics, monkeypatch):
+    """``auto`` searches the second batch, whose filter leaves few documents, exhaustively; it does not fall back."""
+    monkeypatch.setattr("pyterrier_hypencoder.search.choose.EXHAUSTIVE_UP_TO", 10)
+    options = {"algorithm": "auto", "num_results": 2, "n_initial": 16, "n_per_round": 16, "max_rounds": 3}
+    retriever = index.retriever(model, return_stats=True, batch_size=1, **options)
+    column = pd.Series([None, ["d001", "d002"], None, ["d003"], None], dtype=object)
+    for frame in (topics.assign(allowed_docnos=column), topics.assign(allowed_docnos=column).iloc[::-1]):
+        stats = retriever(frame).groupby("qid").first()
+        assert stats["fell_back"].dtype == bool and not stats["fell_back"].any()
+        assert stats["last_yield"].isna().tolist() == [False, True, False, True, False]
+        assert stats["n_scored"][["q1", "q3"]].tolist() == [2, 1] and (stats["n_scored"] > 0).all()
