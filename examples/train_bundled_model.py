@@ -45,7 +45,7 @@ TOPIC_REPEATS = 4
 TEST_COLLECTIONS = ("vaswani", "cranfield", "cacm", "scifact", "nfcorpus")
 #: Tokens of a document that the quickstart encodes.
 QUICKSTART_DOC_LENGTH = 128
-BUNDLED_MODEL = Path(pyterrier_hypencoder.__file__).parent / "encoders" / "models" / "hypencoder-minilm"
+BUNDLED_MODEL = Path(pyterrier_hypencoder.__file__).parent / "models" / "hypencoder-minilm"
 
 
 def hash_name(name: str) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -14,9 +16,10 @@ from .encoders.base import Encoder
 from .encoders.loading import load_recorded_encoder
 from .identity import shorten
 from .index.docnos import Docnos
-from .index.files import read_file_version, read_meta
+from .index.files import read_meta, resolve_path
 from .index.graph_builder import open_or_build_graph
-from .index.inner_product import InnerProductIndex, build_inner_product_index
+from .index.inner_product import InnerProductIndex, build_inner_product_index, open_inner_product_index
+from .index.layout import get_graph_path, list_graph_sizes
 from .index.neighbour_graph import NeighbourGraph
 from .index.reader import IndexReader
 from .transformers.example import build_example_index, make_example_folder
@@ -54,7 +57,8 @@ class HypencoderIndex(pt.Artifact):
     :class:`HypencoderIndexer` builds an index. It can be shared like every PyTerrier artifact.
 
     Args:
-        path: The index directory.
+        path: The index directory. A later change of the working directory does not matter.
+        verify: If True, check all files at once; see :meth:`verify`. Without it, blocks are checked when they are read.
 
     Raises:
         FileNotFoundError: If there is no index.
@@ -75,10 +79,14 @@ class HypencoderIndex(pt.Artifact):
     ARTIFACT_FORMAT = "hypencoder"
     ARTIFACT_PACKAGE_HINT = "pyterrier-hypencoder"
 
-    def __init__(self, path: str | Path) -> None:
-        super().__init__(path)
-        self._opened = read_file_version(Path(path)), IndexReader(Path(path))
+    def __init__(self, path: str | os.PathLike[str], *, verify: bool = False) -> None:
+        folder: Path = resolve_path(path)
+        super().__init__(folder)
+        self._reader = IndexReader(folder)
         self._models: dict[tuple[str, str], Encoder] = {}
+        self._loading = threading.Lock()
+        if verify:
+            self.verify()
 
     @classmethod
     def example(cls) -> HypencoderIndex:
@@ -92,10 +100,26 @@ class HypencoderIndex(pt.Artifact):
     @property
     def reader(self) -> IndexReader:
         """The opened directory. It is opened again when the index has been replaced."""
-        current = read_file_version(Path(str(self.path)))
-        if self._opened[0] != current:
-            self._opened = current, IndexReader(Path(str(self.path)))
-        return self._opened[1]
+        reader = self._reader
+        if not reader.is_current():
+            self._reader = reader = IndexReader(reader.path)
+        return reader
+
+    def verify(self) -> None:
+        """Check all files of the index, its neighbour graphs and its inner-product index against their checksums.
+
+        Opening an index checks the metadata, the docnos and the sizes of all files. Searches check each block of 64 KiB
+        when they read it for the first time. This method checks everything, at the speed of the disk: 13 GB in the page
+        cache take about two seconds.
+
+        Raises:
+            ValueError: If a file is damaged. The message names it.
+        """
+        reader = self.reader
+        reader.vectors.check()
+        for size in list_graph_sizes(reader.folder):
+            NeighbourGraph(get_graph_path(reader.folder, size), reader).verify()
+        open_inner_product_index(reader)
 
     def __len__(self) -> int:
         return self.reader.doc_count
@@ -124,8 +148,11 @@ class HypencoderIndex(pt.Artifact):
 
     @property
     def vectors(self) -> np.ndarray:
-        """The document vectors, (N, D), as a read-only memory map. Row i is the document with docid i."""
-        return self.reader.vectors
+        """The document vectors, (N, D), as a read-only memory map. Row i is the document with docid i.
+
+        All blocks are checked on first use, which reads the whole file.
+        """
+        return self.reader.vectors.check()
 
     @property
     def docnos(self) -> Docnos:
@@ -147,9 +174,10 @@ class HypencoderIndex(pt.Artifact):
         if record is None:
             return None
         key = (str(record), device)
-        if key not in self._models:
-            self._models[key] = load_recorded_encoder(record, device=device)
-        return self._models[key]
+        with self._loading:  # threads share the model
+            if key not in self._models:
+                self._models[key] = load_recorded_encoder(record, device=device)
+            return self._models[key]
 
     @_takes_options_of(HypencoderRetriever)
     def retriever(self, *args: Any, **options: Any) -> HypencoderRetriever:
@@ -192,7 +220,7 @@ class HypencoderIndex(pt.Artifact):
         Raises:
             ValueError: If an option is not valid, or the graph on disk is damaged or belongs to another index or an older
                 state of this one.
-            RuntimeError: If another process is building the same graph.
+            FileExistsError: If another process or thread is building the same graph.
         """
         return open_or_build_graph(self.reader, k, builder=builder, device=device, verbose=verbose)
 
@@ -224,12 +252,13 @@ class HypencoderIndex(pt.Artifact):
         Yields:
             Dictionaries with ``docno`` and ``doc_vec`` (D,) float32.
         """
-        docids = range(len(self))[start:stop]
+        reader = self.reader
+        docids = range(reader.doc_count)[start:stop]
         with pt.tqdm(total=len(docids), desc=str(self.path), unit="doc", disable=not verbose) as progress:
             for first in range(docids.start, docids.stop, _BLOCK):
                 block = np.arange(first, min(first + _BLOCK, docids.stop))
-                vectors = self.vectors[block[0] : block[-1] + 1].astype(np.float32)
-                for docno, vector in zip(self.docnos.at(block), vectors, strict=True):
+                vectors = reader.vectors[block[0] : block[-1] + 1].astype(np.float32)
+                for docno, vector in zip(reader.docnos.at(block), vectors, strict=True):
                     yield {"docno": docno, "doc_vec": vector}
                 progress.update(len(block))
 
@@ -292,9 +321,9 @@ class HypencoderIndexer(DocumentIndexer):
         text_field: The field with the text, or several fields, which are joined by a space.
         batch_size: Number of documents that are sorted by length, encoded and stored together. An interrupted build loses at
             most one batch.
-        graph_k: If given, build the neighbour graph with this number of neighbours afterwards, as
-            ``index.corpus_graph(graph_k)`` does. If that fails, the index remains, and ``mode="resume"`` with the same
-            documents continues with the graph.
+        graph_k: If given, also build the neighbour graph with this number of neighbours, as
+            ``index.corpus_graph(graph_k)`` does. The index appears together with its graph. If the graph fails,
+            ``mode="resume"`` with the same documents continues with it.
         verbose: If True, show a progress bar.
 
     Example:

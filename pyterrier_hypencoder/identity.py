@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from inspect import Parameter
 from pathlib import Path
@@ -23,7 +24,7 @@ class ByArguments:
 
     It provides equality, hash, representation and pickling. The constructor must store each argument under the argument's
     name, with or without a leading underscore, and do nothing else. Models and files are opened on first use with
-    :meth:`_open`. They are neither compared nor pickled.
+    :meth:`_open`, by one thread. They are neither compared nor pickled.
     """
 
     _opened: dict[str, tuple[Any, Any]]
@@ -41,9 +42,14 @@ class ByArguments:
             opener: Function that opens the object.
         """
         opened = self.__dict__.setdefault("_opened", {})
-        if name not in opened or opened[name][0] != key:
-            opened[name] = (key, opener())
-        return opened[name][1]
+        entry = opened.get(name)
+        if entry is None or entry[0] != key:
+            # One lock for each name, because opening one thing may open others. Threads wait instead of opening it again.
+            with self.__dict__.setdefault("_locks", {}).setdefault(name, threading.RLock()):
+                entry = opened.get(name)
+                if entry is None or entry[0] != key:
+                    entry = opened[name] = (key, opener())
+        return entry[1]
 
     def __setattr__(self, name: str, value: Any) -> None:
         # An iterator can be read once, so an option keeps its items. Everything else is stored unchanged.
@@ -69,7 +75,7 @@ class ByArguments:
         return f"{type(self).__name__}({text})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_opened"}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_opened", "_locks")}
 
 
 def _make_hashable(value: Any) -> Any:

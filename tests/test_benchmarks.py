@@ -19,6 +19,7 @@ from pyterrier_hypencoder.search.graph import graph_search
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import checks  # noqa: E402
 import released  # noqa: E402
 import search  # noqa: E402
 from shared.datasets import open_collection  # noqa: E402
@@ -116,3 +117,11 @@ def test_combined_qnets_score_by_combined_inner_products(combination):
     a, b = inner[:, 0], inner[:, 1]
     expected = {"or2": a.maximum(b), "and2": a.minimum(b), "xor2": (a - b).abs(), "or4": inner.amax(dim=1)}[combination]
     torch.testing.assert_close(make_combined_qnets(combination, queries).score(vectors), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_checks_are_measured_for_every_search(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["checks.py", "--documents", "600", "--dimensions", "8", "--repeat", "1"])
+    checks.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in lines[4:]] == ["exhaustive", "exhaustive", "graph", "surrogate"]
+    assert all(float(line.split()[-1]) > 0 for line in lines[4:])

@@ -72,6 +72,7 @@ def test_package_has_the_folders_of_the_design():
     assert names == {
         "__init__.py",
         "py.typed",
+        "models",
         "pt_docs",
         *(name if (ROOT / PACKAGE / name).is_dir() else f"{name}.py" for name in WINGS),
     }

@@ -18,6 +18,7 @@ import torch
 from pyterrier_hypencoder import Hypencoder, HypencoderIndex, HypencoderTrainer
 from pyterrier_hypencoder.encoders import checkpoint, dense_start, hub
 from pyterrier_hypencoder.encoders.loading import load_encoder
+from pyterrier_hypencoder.encoders.tokenizer_files import load_tokenizer
 from pyterrier_hypencoder.training.collator import Collator
 from pyterrier_hypencoder.training.frozen_vectors import make_vector_lookup
 from pyterrier_hypencoder.training.row_sampler import RowSampler
@@ -100,7 +101,7 @@ def train_model(
         return model
     folder.mkdir(parents=True, exist_ok=True)
     recipe_file.write_text(description)
-    tokenizer = hub.load_tokenizer(MINILM, None)
+    tokenizer = load_tokenizer(MINILM, None)
     sampler = RowSampler(positive="type", negatives_per_row=recipe.negatives_per_row, item_texts=False)
     collator = Collator(tokenizer, query_max_length=32, vectors=make_vector_lookup(documents))
     trainer = _make_trainer(kind, recipe, tokenizer, folder, seed)
@@ -180,7 +181,7 @@ def interpolate(trained: Path, weight: float, folder: Path) -> Path:
         qnet = model.config.query_encoder_kwargs.get("converter_kwargs", {})
         if qnet:
             qnet["skip_gate"] = qnet.get("skip_gate", 1.0) * weight
-        checkpoint.save(model, folder, tokenizer=hub.load_tokenizer(MINILM, None), weights=weights)
+        checkpoint.save(model, folder, tokenizer=load_tokenizer(MINILM, None), weights=weights)
     return folder
 
 

@@ -17,8 +17,12 @@ from ..options import check_choice, check_positive
 from ..qnet import QNets, QNetSpec
 from ..scoring import resolve_device
 from . import checkpoint, hub
-from .columns import TextField
+from .building import run_on
+from .columns import TextField, check_text, list_texts
+from .dense_settings import DenseSettings
 from .stages import DocEncoder, QueryEncoder, TextScorer
+from .tokenization import TextTokenizer
+from .tokenizer_files import check_vocabulary
 
 _BUFFER = 2048
 """Number of texts that are tokenised and sorted by length together. It bounds the memory for any number of texts."""
@@ -31,9 +35,10 @@ class _Loaded:
 
     query: Any
     document: Any
-    tokenizer: Any
+    tokenizer: TextTokenizer
     device: torch.device
-    max_length: int  # tokens that both tokenizer and transformers accept
+    max_length: int  # tokens that the model's files, the tokenizer and the transformers accept
+    prefixes: dict[str, str]  # text before every query and document
 
 
 class Encoder(ByArguments):
@@ -47,24 +52,30 @@ class Encoder(ByArguments):
     doc_max_length: int
     verbose: bool
     revision: str | None
-    query_prefix = ""
-    doc_prefix = ""
+    trust_remote_code: bool
 
     @property
     def vec_size(self) -> int:
         """Number of dimensions of the document vectors, D."""
-        return self._get_network("document").transformer.config.hidden_size
+        return self._get_network("document").vec_size
 
     @property
     def qnet_spec(self) -> QNetSpec:
         """The architecture of the q-nets."""
         raise AttributeError("qnet_spec")
 
+    @property
+    def prefixes(self) -> dict[str, str]:
+        """The texts before every ``query`` and every ``document``, as given or as read from the model's files."""
+        return dict(self._get_loaded().prefixes)
+
     def encode_docs(self, texts: Sequence[str]) -> np.ndarray:
         """Encode documents in batches of similar length. The order is kept.
 
+        Equal texts get equal vectors up to rounding, which depends on the batch: about 1e-6 in fp32 and 1e-2 in bf16.
+
         Args:
-            texts: N texts, which may be empty. Texts over ``doc_max_length`` tokens are truncated.
+            texts: A list of N texts, which may be empty. Texts over ``doc_max_length`` tokens are truncated.
 
         Returns:
             Document vectors, (N, D) float32.
@@ -72,13 +83,14 @@ class Encoder(ByArguments):
         Raises:
             ValueError: If an option or a text is invalid.
         """
+        texts = list_texts(texts)
         vectors = np.empty((len(texts), self.vec_size), dtype=np.float32)
         encoder = self._get_network("document")
         bf16 = self._use_bf16("document")
         with pt.tqdm(total=len(texts), desc="documents", disable=not self.verbose) as progress:
             for start in range(0, len(texts), _BUFFER):
                 buffer = texts[start : start + _BUFFER]
-                for positions, ids, mask in self._make_batches(buffer, self.doc_prefix, self.doc_max_length, by_length=True):
+                for positions, ids, mask in self._make_batches(buffer, "document", by_length=True):
                     vectors[start + positions] = self._run(encoder, ids, mask, bf16).float().cpu().numpy()
                     progress.update(len(positions))
         return vectors
@@ -87,7 +99,7 @@ class Encoder(ByArguments):
         """Encode queries as q-nets.
 
         Args:
-            texts: Q texts, which may be empty. Texts over ``query_max_length`` tokens are truncated.
+            texts: A list of Q texts, which may be empty. Texts over ``query_max_length`` tokens are truncated.
 
         Returns:
             Q q-nets in float32, on the encoder's device. A q-net of the released 6-layer model takes 14 MB.
@@ -95,13 +107,14 @@ class Encoder(ByArguments):
         Raises:
             ValueError: If there are no texts, or if an option or a text is invalid.
         """
-        if not len(texts):
+        texts = list_texts(texts)
+        if not texts:
             raise ValueError("texts must contain at least one query, got none.")
         encoder = self._get_network("query")
         bf16 = self._use_bf16("query")
         parts = []
         with pt.tqdm(total=len(texts), desc="queries", disable=not self.verbose) as progress:
-            for positions, ids, mask in self._make_batches(texts, self.query_prefix, self.query_max_length, by_length=False):
+            for positions, ids, mask in self._make_batches(texts, "query", by_length=False):
                 parts.append(self._to_qnets(self._run(encoder, ids, mask, bf16)))
                 progress.update(len(positions))
         return QNets.cat(parts) if len(parts) > 1 else parts[0]
@@ -111,32 +124,44 @@ class Encoder(ByArguments):
 
     @torch.no_grad()  # not inference_mode: gradients for documents flow through q-nets
     def _run(self, network: nn.Module, ids: Tensor, mask: Tensor, bf16: bool) -> Any:
-        with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=bf16):
+        with run_on(ids.device), torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=bf16):
             return network(ids, mask)
 
-    def _make_batches(
-        self, texts: Sequence[str], prefix: str, max_length: int, *, by_length: bool
-    ) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+    def _make_batches(self, texts: list[str], side: str, *, by_length: bool) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
         """Yield mini-batches: positions of the texts (B,), token ids (B, T) and mask (B, T), padded to the longest text."""
         for text in texts:
-            if not isinstance(text, str):
-                raise ValueError(f"texts must be strings (they may be empty), got {text!r}.")
+            check_text(text, "A text")
         check_positive("batch_size", self.batch_size)
-        check_positive("doc_max_length" if by_length else "query_max_length", max_length)
         loaded = self._get_loaded()
-        length = min(max_length, loaded.max_length)
-        ids = loaded.tokenizer([prefix + text for text in texts], truncation=True, max_length=length)["input_ids"]
+        ids = loaded.tokenizer.encode(texts, self._get_max_length(side), prefix=loaded.prefixes[side])
         order = np.arange(len(ids))
         if by_length:  # longest first, so a lack of memory shows at once
             order = np.argsort([-len(tokens) for tokens in ids], kind="stable")
         for start in range(0, len(order), self.batch_size):
             positions = order[start : start + self.batch_size]
-            pad = loaded.tokenizer.pad_token_id or 0
+            pad = loaded.tokenizer.pad_id
             # An empty text has no tokens if the tokenizer adds no special tokens.
-            batch = [torch.tensor(ids[p] or [pad]) for p in positions]
+            batch = [torch.tensor(ids[p] or [pad], device="cpu") for p in positions]
             padded = nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=pad)
             mask = nn.utils.rnn.pad_sequence([torch.ones_like(tokens) for tokens in batch], batch_first=True)
             yield positions, padded.to(loaded.device), mask.to(loaded.device)
+
+    def _get_max_length(self, side: str) -> int:
+        """Return the maximum number of tokens of a text, which must leave room beside special tokens and prefix."""
+        name, option = (
+            ("doc_max_length", self.doc_max_length) if side == "document" else ("query_max_length", self.query_max_length)
+        )
+        check_positive(name, option)
+        loaded = self._get_loaded()
+        length = min(option, loaded.max_length)
+        special, prefix = loaded.tokenizer.num_special_tokens, loaded.prefixes[side]
+        used = special + (loaded.tokenizer.count_tokens(prefix) if prefix else 0)
+        if length <= used:
+            raise ValueError(
+                f"{name} must be greater than {used}, because special tokens and the prefix take {used} tokens, got {option}"
+                f"{f' (the model allows {length})' if length < option else ''}. No text would be left."
+            )
+        return length
 
     def _get_network(self, side: str) -> Any:
         return getattr(self._get_loaded(), side)
@@ -145,19 +170,23 @@ class Encoder(ByArguments):
         return self._open("networks", self._make_load_key(), self._load)
 
     def _make_load_key(self) -> tuple[Any, ...]:
-        return (self.name_or_path, self.revision, self.device)
+        return (self.name_or_path, self.revision, self.device, self.trust_remote_code)
 
     def _load(self) -> _Loaded:
         check_choice("dtype", self.dtype, _DTYPES)
         device = resolve_device(self.device)
-        query, document, tokenizer = self._load_networks()
+        query, document, tokenizer, settings = self._load_networks()
         for network in (query, document):
+            check_vocabulary(tokenizer, network.transformer, self.name_or_path)
             network.to(device).eval().requires_grad_(False)
-        max_length = min(hub.get_max_length(network.transformer.config) for network in (query, document))
-        return _Loaded(query, document, tokenizer, device, min(max_length, tokenizer.model_max_length))
+        text_tokenizer = TextTokenizer(tokenizer, lower_case=settings.lower_case)
+        lengths = [hub.get_max_length(network.transformer) for network in (query, document)]
+        max_length = min(*lengths, settings.max_length or text_tokenizer.max_length)
+        prefixes = {"query": settings.query_prompt, "document": settings.doc_prompt}
+        return _Loaded(query, document, text_tokenizer, device, max_length, prefixes)
 
-    def _load_networks(self) -> tuple[Any, Any, Any]:
-        """Load the query network, the document network and the tokenizer on the CPU."""
+    def _load_networks(self) -> tuple[Any, Any, Any, DenseSettings]:
+        """Load the query network, the document network, the tokenizer and further settings on the CPU."""
         raise TypeError(f"{type(self).__name__} has no networks.")
 
     def _use_bf16(self, side: str) -> bool:
@@ -167,19 +196,25 @@ class Encoder(ByArguments):
     @property
     def fingerprint(self) -> str:
         """Digest of the document encoder: weights, pooling, normalisation and prefix, but not lengths and precision."""
-        return self._open("fingerprint", (self._make_load_key(), self.doc_prefix), self._compute_fingerprint)
+        return self._open("fingerprint", self._make_load_key(), self._compute_fingerprint)
 
     def _compute_fingerprint(self) -> str:
-        return checkpoint.compute_fingerprint(self._get_network("document"), self.doc_prefix)
+        loaded = self._get_loaded()
+        prefix, lower_case = loaded.prefixes["document"], loaded.tokenizer.lower_case
+        return checkpoint.compute_fingerprint(loaded.document, prefix, lower_case=lower_case)
 
     def record(self) -> dict[str, Any]:
-        """Return the class, name and options of the encoder, from which an index can load it again."""
+        """Return what an index needs to load the encoder again, and the precision in which documents are encoded.
+
+        ``trust_remote_code`` is not recorded, so opening an index never runs code.
+        """
         return {
             "class": type(self).__name__,
             "name": os.path.abspath(self.name_or_path) if os.path.isdir(self.name_or_path) else self.name_or_path,
             "revision": self.revision,
             "fingerprint": self.fingerprint,
-            "options": self.options(skip=("device", "batch_size", "verbose")),
+            "options": self.options(skip=("device", "batch_size", "verbose", "trust_remote_code")),
+            "precision": "bf16" if self._use_bf16("document") else "fp32",
         }
 
     def options(self, skip: Sequence[str] = ()) -> dict[str, Any]:

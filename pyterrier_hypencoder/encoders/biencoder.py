@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,8 +13,13 @@ from ..options import check_choice
 from ..qnet import QNets, QNetSpec
 from . import checkpoint, hub
 from .base import Encoder
+from .columns import check_text
+from .dense_layers import load_layers
+from .dense_settings import DenseSettings, read_dense_settings
+from .model_files import normalize_name
 from .networks import TextEncoder
-from .pooling import POOLINGS, read_pooling_settings
+from .pooling import POOLINGS
+from .tokenizer_files import load_tokenizer
 
 
 class BiEncoder(Encoder):
@@ -26,16 +33,19 @@ class BiEncoder(Encoder):
             if there are none.
         normalize: If True, vectors have length 1, so scores are cosines. None reads it from the same files, or takes False
             if there are none.
-        query_prefix: Text before every query, such as ``"query: "``.
-        doc_prefix: Text before every document.
+        query_prefix: Text before every query, such as ``"query: "``. None takes the prompt ``query`` of the same
+            files, if they have one; an empty text takes none.
+        doc_prefix: Text before every document. None takes the prompt ``document``.
         device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda[:n]``.
         dtype: ``fp32``, ``bf16`` (the transformer runs under autocast) or ``auto``. ``auto`` is bf16 for documents on
             hardware with native bf16, and fp32 otherwise and for queries.
         batch_size: Number of texts in a mini-batch.
-        query_max_length: Maximum number of tokens of a query. Longer queries are truncated.
-        doc_max_length: Maximum number of tokens of a document. Longer documents are truncated.
+        query_max_length: Maximum number of tokens of a query. Longer queries are truncated. The model's ``max_seq_length``
+            also applies.
+        doc_max_length: Maximum number of tokens of a document, in the same way.
         verbose: If True, show progress.
         revision: Branch, tag or commit on the hub.
+        trust_remote_code: If True, code that comes with the model may run. Read it first.
 
     Example:
         >>> from pyterrier_hypencoder import BiEncoder
@@ -48,12 +58,12 @@ class BiEncoder(Encoder):
 
     def __init__(
         self,
-        name_or_path: str,
+        name_or_path: str | os.PathLike[str],
         *,
         pooling: str | None = None,
         normalize: bool | None = None,
-        query_prefix: str = "",
-        doc_prefix: str = "",
+        query_prefix: str | None = None,
+        doc_prefix: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
         batch_size: int = 32,
@@ -61,8 +71,9 @@ class BiEncoder(Encoder):
         doc_max_length: int = 512,
         verbose: bool = False,
         revision: str | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
-        self.name_or_path = str(name_or_path)
+        self.name_or_path = normalize_name(name_or_path)
         self.pooling = pooling
         self.normalize = normalize
         self.query_prefix = query_prefix
@@ -74,6 +85,7 @@ class BiEncoder(Encoder):
         self.doc_max_length = doc_max_length
         self.verbose = verbose
         self.revision = revision
+        self.trust_remote_code = trust_remote_code
 
     @classmethod
     def example(cls) -> BiEncoder:
@@ -86,28 +98,54 @@ class BiEncoder(Encoder):
         return QNetSpec((self.vec_size, 1))
 
     def _make_load_key(self) -> tuple[Any, ...]:
-        return (*super()._make_load_key(), self.pooling, self.normalize)
+        return (*super()._make_load_key(), self.pooling, self.normalize, self.query_prefix, self.doc_prefix)
 
-    def _load_networks(self) -> tuple[nn.Module, nn.Module, Any]:
+    def _load_networks(self) -> tuple[nn.Module, nn.Module, Any, DenseSettings]:
         if self.pooling is not None:
             check_choice("pooling", self.pooling, POOLINGS)
+        for name, prefix in (("query_prefix", self.query_prefix), ("doc_prefix", self.doc_prefix)):
+            if prefix is not None:
+                check_text(prefix, name)
         if checkpoint.find_config(self.name_or_path, self.revision) is not None:
             return self._load_dual_networks()
-        settings = read_pooling_settings(self.name_or_path, self.revision, self.pooling, self.normalize)
-        transformer = hub.load_transformer(self.name_or_path, self.revision)
-        network = TextEncoder(transformer, settings.pooling, normalize=settings.normalize)
-        return network, network, hub.load_tokenizer(self.name_or_path, self.revision)
+        settings = read_dense_settings(self.name_or_path, self.revision, self.pooling, self.normalize)
+        settings = self._override_prompts(settings)
+        options: dict[str, Any] = {"subfolder": settings.subfolder, "trust_remote_code": self.trust_remote_code}
+        tokenizer = load_tokenizer(self.name_or_path, self.revision, **options)
+        transformer: Any = hub.load_transformer(self.name_or_path, self.revision, **options)
+        layers, size = load_layers(settings.layers, transformer.config.hidden_size, self.name_or_path, self.revision)
+        query, document = (
+            TextEncoder(
+                transformer,
+                settings.pooling,
+                normalize=settings.normalize,
+                layers=layers,
+                size=size,
+                truncate_dim=settings.truncate_dim,
+                num_skipped=0 if settings.include_prompt else _count_prompt_tokens(tokenizer, prompt),
+            )
+            for prompt in (settings.query_prompt, settings.doc_prompt)
+        )
+        return query, document, tokenizer, settings
 
-    def _load_dual_networks(self) -> tuple[nn.Module, nn.Module, Any]:
-        options: dict[str, Any] = {"pooling": self.pooling, "normalize": self.normalize}
-        model, config = checkpoint.load(self.name_or_path, revision=self.revision, **options)
+    def _override_prompts(self, settings: DenseSettings) -> DenseSettings:
+        query = settings.query_prompt if self.query_prefix is None else self.query_prefix
+        return replace(
+            settings, query_prompt=query, doc_prompt=settings.doc_prompt if self.doc_prefix is None else self.doc_prefix
+        )
+
+    def _load_dual_networks(self) -> tuple[nn.Module, nn.Module, Any, DenseSettings]:
+        options: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
+        model, config = checkpoint.load(
+            self.name_or_path, revision=self.revision, pooling=self.pooling, normalize=self.normalize, **options
+        )
         if config.architecture != "TextDualEncoder":
             raise ValueError(
                 f"{self.name_or_path!r} is a {config.architecture}, not a bi-encoder. Load it with "
                 f"Hypencoder({self.name_or_path!r})."
             )
-        tokenizer = hub.load_tokenizer(self.name_or_path, self.revision, config.backbone)
-        return model.query_encoder, model.passage_encoder, tokenizer
+        tokenizer = load_tokenizer(self.name_or_path, self.revision, config.backbone, **options)
+        return model.query_encoder, model.passage_encoder, tokenizer, self._override_prompts(DenseSettings())
 
     def _use_bf16(self, side: str) -> bool:
         auto = self.dtype == "auto" and side == "document" and _has_native_bf16(self._get_loaded().device)
@@ -115,6 +153,14 @@ class BiEncoder(Encoder):
 
     def _to_qnets(self, output: Tensor) -> QNets:
         return QNets.linear(output.float())
+
+
+def _count_prompt_tokens(tokenizer: Any, prompt: str) -> int:
+    """Return the number of first tokens that belong to a prompt, with the special tokens before it."""
+    if not prompt:
+        return 0
+    ids = tokenizer(prompt)["input_ids"]
+    return len(ids) - (ids[-1] in tokenizer.all_special_ids)
 
 
 def _has_native_bf16(device: torch.device) -> bool:

@@ -13,11 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from ..options import check_choice
+from .building import build_and_compare, find_mismatches, own_defaults
 from .checkpoint_config import ARCHITECTURES, DualEncoderConfig, is_dual_encoder, override_config
-from .hub import CONFIG_FILE, find_file, load_backbone_config, load_transformer, read_json
+from .hub import load_backbone_config, load_transformer, make_transformer
+from .model_checksums import verify_checksums, write_checksums
+from .model_files import CONFIG_FILE, read_json
 from .networks import HypencoderDualEncoder, TextDualEncoder, TextEncoder
+from .reading import make_error
+from .tokenizer_files import TOKENIZER_FILES
+from .weights import WEIGHT_FILES, check_finite, find_weight_files, read_shapes, read_tensors
 
-WEIGHT_FILES = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
 TRANSFORMER_PREFIXES = {side: f"{side}_encoder.transformer." for side in ("query", "passage")}
 _NETWORKS: dict[str, type[HypencoderDualEncoder]] = {
     "HypencoderDualEncoder": HypencoderDualEncoder,
@@ -46,18 +51,19 @@ def read_config(name_or_path: str, revision: str | None = None) -> DualEncoderCo
             f"{name_or_path!r} has no {CONFIG_FILE}. Check that it is a checkpoint. If it is on the hub, check that the hub "
             "can be reached or that the model is in the local cache."
         )
+    verify_checksums(name_or_path, revision, only=CONFIG_FILE)
     if not is_dual_encoder(config):
         raise ValueError(
             f"{name_or_path!r} is not a dual encoder ({', '.join(ARCHITECTURES)}): its {CONFIG_FILE} has architectures "
             f"{config.get('architectures')}. Load other encoders with BiEncoder({name_or_path!r})."
         )
-    return DualEncoderConfig.from_dict(config)
+    return DualEncoderConfig.from_dict(config, name_or_path)
 
 
 def find_config(name_or_path: str, revision: str | None = None) -> DualEncoderConfig | None:
     """Return the configuration of a dual-encoder checkpoint; None if the model is something else or has none."""
     config = read_json(name_or_path, revision=revision)
-    return DualEncoderConfig.from_dict(config) if config is not None and is_dual_encoder(config) else None
+    return DualEncoderConfig.from_dict(config, name_or_path) if config is not None and is_dual_encoder(config) else None
 
 
 def load(
@@ -68,11 +74,12 @@ def load(
     pooling: str | None = None,
     normalize: bool | None = None,
     qnet: Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[HypencoderDualEncoder, DualEncoderConfig]:
     """Load a dual encoder in float32 on the CPU, in evaluation mode.
 
-    The checkpoint holds all weights, so the weights of the backbone are not downloaded. The exception are checkpoints that
-    were saved with ``base=...``; see :func:`save`.
+    The checkpoint holds all weights, so the weights of the backbone are not downloaded. Checkpoints that were saved
+    with ``base=...`` are the exception; see :func:`save`.
 
     Args:
         name_or_path: Directory or hub id.
@@ -82,6 +89,7 @@ def load(
         normalize: Replaces the normalisation in the configuration.
         qnet: Replaces options of :class:`pyterrier_hypencoder.QNetSpec`; see
             :func:`~pyterrier_hypencoder.encoders.checkpoint_config.override_config`.
+        trust_remote_code: If True, code that comes with the backbone may run.
 
     Returns:
         The dual encoder and its configuration.
@@ -91,17 +99,28 @@ def load(
         ValueError: If the weights do not fit the configuration, or an option does not exist.
     """
     config = override_config(read_config(name_or_path, revision), pooling=pooling, normalize=normalize, qnet=qnet)
-    model = build(config, name_or_path, pool_padding=pool_padding)
-    weights = read_weights(name_or_path, revision)
-    base = config.extra.get("base_weights")
-    if base is not None:
-        weights = list_transformer_weights(load_transformer(base)) | weights
-    fit_weights(model, weights, name_or_path)
+    verify_checksums(name_or_path, revision)
+    files = find_weight_files(name_or_path, revision)
+    base: dict[str, Tensor] = {}
+    if config.base_weights is not None:
+        base = list_transformer_weights(load_transformer(config.base_weights, trust_remote_code=trust_remote_code))
+    options: dict[str, Any] = {"pool_padding": pool_padding, "trust_remote_code": trust_remote_code}
+    shapes = {key: tensor.to("meta") for key, tensor in base.items()} | read_shapes(files)
+    source = f"{CONFIG_FILE} of {name_or_path!r}"
+    plan: Any = build_and_compare(lambda: _assemble(config, name_or_path, **options), shapes, source)
+    _match_weights(plan, shapes, name_or_path)
+    model = build(config, name_or_path, **options)
+    fit_weights(model, base | read_tensors(files), name_or_path)
     return model.eval(), config
 
 
 def build(
-    config: DualEncoderConfig, name_or_path: str = "", *, seed: int = 0, pool_padding: bool = False
+    config: DualEncoderConfig,
+    name_or_path: str = "",
+    *,
+    seed: int = 0,
+    pool_padding: bool = False,
+    trust_remote_code: bool = False,
 ) -> HypencoderDualEncoder:
     """Build a dual encoder with random weights. The global random state does not change.
 
@@ -110,20 +129,25 @@ def build(
         name_or_path: Directory or hub id of the configuration, to find backbones that are named by a relative path.
         seed: Seed of the random weights.
         pool_padding: See :func:`pyterrier_hypencoder.encoders.pooling.pool`.
+        trust_remote_code: If True, code that comes with the backbone may run.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        query = _build_backbone(config, "query", name_or_path)
-        passage = query if config.shared_encoder else _build_backbone(config, "passage", name_or_path)
-        return _NETWORKS[config.architecture](config, query, passage, pool_padding=pool_padding)
+    with own_defaults(seed):
+        return _assemble(config, name_or_path, pool_padding=pool_padding, trust_remote_code=trust_remote_code)
 
 
-def _build_backbone(config: DualEncoderConfig, side: str, name_or_path: str) -> nn.Module:
-    from transformers import AutoModel
+def _assemble(
+    config: DualEncoderConfig, name_or_path: str, *, pool_padding: bool, trust_remote_code: bool
+) -> HypencoderDualEncoder:
+    query = _make_backbone(config, "query", name_or_path, trust_remote_code)
+    passage = query if config.shared_encoder else _make_backbone(config, "passage", name_or_path, trust_remote_code)
+    return _NETWORKS[config.architecture](config, query, passage, pool_padding=pool_padding)
 
+
+def _make_backbone(config: DualEncoderConfig, side: str, name_or_path: str, trust_remote_code: bool) -> nn.Module:
     stored = config.extra.get("backbone_configs", {}).get(side)
     kwargs = config.query_encoder_kwargs if side == "query" else config.passage_encoder_kwargs
-    return AutoModel.from_config(load_backbone_config(kwargs.get("model_name_or_path", ""), stored, name_or_path)).float()
+    backbone = load_backbone_config(kwargs.get("model_name_or_path", ""), stored, name_or_path, trust_remote_code)
+    return make_transformer(backbone, trust_remote_code).float()
 
 
 def list_transformer_weights(transformer: nn.Module) -> dict[str, Tensor]:
@@ -137,39 +161,9 @@ def read_weights(name_or_path: str, revision: str | None = None) -> dict[str, Te
 
     Raises:
         FileNotFoundError: If there is no weight file.
-        ValueError: If the file is damaged or contains anything but tensors.
+        ValueError: If a file is damaged, contains anything but tensors, or has NaN or infinity.
     """
-    for filename in WEIGHT_FILES.values():
-        path = find_file(name_or_path, filename, revision)
-        if path is not None:
-            return _read_safetensors(path) if path.suffix == ".safetensors" else _read_bin(path)
-    raise FileNotFoundError(
-        f"{name_or_path!r} has neither {' nor '.join(WEIGHT_FILES.values())}. Check that the checkpoint is complete and that "
-        "the machine is online."
-    )
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as err:
-        raise ValueError(f"{path} is not a valid safetensors file ({err}). Download it again.") from err
-
-
-def _read_bin(path: Path) -> dict[str, Tensor]:
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as err:  # damaged files raise nearly any exception
-        raise ValueError(
-            f"{path} is damaged or contains objects other than tensors, which are never loaded because they could run code "
-            f"({repr(err)[:200]}). Download it again, or save the weights as safetensors."
-        ) from err
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"{path} must contain a dictionary of tensors only, but it contains other values.")
-    return weights
+    return read_tensors(find_weight_files(name_or_path, revision))
 
 
 def fit_weights(model: HypencoderDualEncoder, weights: dict[str, Tensor], name_or_path: str) -> None:
@@ -183,40 +177,38 @@ def fit_weights(model: HypencoderDualEncoder, weights: dict[str, Tensor], name_o
     Raises:
         ValueError: If a weight is missing, unknown or has another shape. The message names it.
     """
+    weights = _match_weights(model, weights, name_or_path)
+    if model.config.shared_encoder:
+        for key in [key for key in weights if key.startswith(TRANSFORMER_PREFIXES["query"])]:
+            twin = TRANSFORMER_PREFIXES["passage"] + key.removeprefix(TRANSFORMER_PREFIXES["query"])
+            if not torch.equal(weights[key], weights[twin]):
+                raise make_error(
+                    f"{name_or_path!r} sets shared_encoder, but its weights {key} and {twin} differ. If they should differ, "
+                    f"set shared_encoder to false in its {CONFIG_FILE}."
+                )
+    model.load_state_dict(weights)
+
+
+def _match_weights(model: HypencoderDualEncoder, weights: dict[str, Tensor], name_or_path: str) -> dict[str, Tensor]:
+    """Return the weights of a model under its names, after checking names and shapes. Values are not read."""
     expected = model.state_dict()
     # Old versions of transformers stored these buffers.
     weights = {k: v for k, v in weights.items() if k in expected or not k.endswith((".position_ids", ".token_type_ids"))}
     if model.config.shared_encoder:
-        weights = _copy_shared_transformer(weights, name_or_path)
+        query, passage = TRANSFORMER_PREFIXES["query"], TRANSFORMER_PREFIXES["passage"]
+        for here, there in ((query, passage), (passage, query)):
+            for key in [key for key in weights if key.startswith(here)]:
+                weights.setdefault(there + key.removeprefix(here), weights[key])
     problems = [f"{key} {_list_shape(expected[key])} is missing" for key in expected if key not in weights]
     problems += [f"{key} {_list_shape(weights[key])} is unknown" for key in weights if key not in expected]
-    problems += [
-        f"{key} has shape {_list_shape(weights[key])} instead of {_list_shape(expected[key])}"
-        for key in expected
-        if key in weights and weights[key].shape != expected[key].shape
-    ]
+    problems += find_mismatches(expected, weights)
     if problems:
         hidden = len(problems) - _MAX_PROBLEMS_SHOWN
         more = f" and {hidden} more" if hidden > 0 else ""
-        raise ValueError(
+        raise make_error(
             f"The weights in {name_or_path!r} do not fit its {CONFIG_FILE}: "
             f"{'; '.join(problems[:_MAX_PROBLEMS_SHOWN])}{more}. Check that the two files belong together."
         )
-    model.load_state_dict(weights)
-
-
-def _copy_shared_transformer(weights: dict[str, Tensor], name_or_path: str) -> dict[str, Tensor]:
-    """Store a shared transformer under both prefixes, and check that two stored copies are equal."""
-    weights = dict(weights)
-    query, passage = TRANSFORMER_PREFIXES["query"], TRANSFORMER_PREFIXES["passage"]
-    for here, there in ((query, passage), (passage, query)):
-        for key in [key for key in weights if key.startswith(here)]:
-            twin = there + key.removeprefix(here)
-            if not torch.equal(weights.setdefault(twin, weights[key]), weights[key]):
-                raise ValueError(
-                    f"{name_or_path!r} sets shared_encoder, but its weights {key} and {twin} differ. If they should differ, "
-                    f"set shared_encoder to false in its {CONFIG_FILE}."
-                )
     return weights
 
 
@@ -249,13 +241,17 @@ def save(
             :func:`load` takes them from that model. The file is then much smaller.
         half: If True, weights are rounded to float16.
 
+    The checkpoint gets a file of checksums, so :func:`load` notices files that have changed since then.
+
     Raises:
-        ValueError: If the format is unknown.
+        ValueError: If the format is unknown, or a weight is NaN or infinite, also after rounding.
     """
     check_choice("format", format, WEIGHT_FILES)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    _write_weights(_select_weights(model, weights, base, half, format), directory, format)
+    selected = _select_weights(model, weights, base, half, format)
+    check_finite(selected, f"The model for {directory}")
+    _write_weights(selected, directory, format)
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
     config = {key: value for key, value in model.config.to_dict().items() if key != "base_weights"}
@@ -267,6 +263,7 @@ def save(
     part = directory / f"{CONFIG_FILE}.part"
     part.write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
     os.replace(part, directory / CONFIG_FILE)
+    write_checksums(directory, [CONFIG_FILE, WEIGHT_FILES[format], *TOKENIZER_FILES])
 
 
 def _select_weights(
@@ -304,21 +301,25 @@ def describe_backbone(config: Any) -> dict[str, Any]:
     return options | {"model_type": config.model_type}
 
 
-def compute_fingerprint(encoder: TextEncoder, prefix: str) -> str:
+def compute_fingerprint(encoder: TextEncoder, prefix: str, *, lower_case: bool = False) -> str:
     """Compute a short digest of everything that changes document vectors.
 
     The pooler is left out: no vector depends on it, and its weights are random in encoders that were saved without it.
 
     Args:
-        encoder: The document encoder. Its weights, pooling and normalisation enter the digest.
+        encoder: The document encoder. Its weights, pooling, layers and normalisation enter the digest.
         prefix: Text before every document.
+        lower_case: If True, texts are lower-cased first.
 
     Returns:
         16 hexadecimal digits.
     """
     details = (encoder.pooling, encoder.pool_padding, encoder.normalize, prefix)
-    digest = hashlib.sha256(repr(details).encode())
-    for key, tensor in sorted(encoder.transformer.state_dict().items()):
+    # Most models have none of these, and keep the digest that existing indexes record.
+    more = (encoder.truncate_dim, encoder.num_skipped, lower_case, str(encoder.layers))
+    digest = hashlib.sha256(repr(details if more == (None, 0, False, str(nn.ModuleList())) else (*details, *more)).encode())
+    weights = [*sorted(encoder.transformer.state_dict().items()), *sorted(encoder.layers.state_dict().items())]
+    for key, tensor in weights:
         if not key.startswith("pooler.") and tensor.is_floating_point():
             digest.update(f"{key}{_list_shape(tensor)}".encode())
             digest.update(tensor.detach().cpu().float().contiguous().numpy().data)

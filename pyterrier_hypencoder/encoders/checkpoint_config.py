@@ -9,9 +9,44 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..qnet import QNetSpec
+from .hub import check_sizes
+from .model_files import CONFIG_FILE
+from .reading import guard_reading, make_error
 
 ARCHITECTURES = ("HypencoderDualEncoder", "TextDualEncoder")
 """Names of the architectures: Hypencoders, and bi-encoders such as BE-Base."""
+
+_TEXT, _SWITCH, _MAPPING = (str,), (bool,), (dict,)
+# Types of the values in config.json, by their path. Every value may be missing or null.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "architectures": (list,),
+    "shared_encoder": _SWITCH,
+    "base_weights": _TEXT,
+    "backbone_configs": _MAPPING,
+    "backbone_configs.query": _MAPPING,
+    "backbone_configs.passage": _MAPPING,
+    "passage_encoder_kwargs": _MAPPING,
+    "passage_encoder_kwargs.model_name_or_path": _TEXT,
+    "passage_encoder_kwargs.pooling_type": _TEXT,
+    "passage_encoder_kwargs.normalize": _SWITCH,
+    "query_encoder_kwargs": _MAPPING,
+    "query_encoder_kwargs.model_name_or_path": _TEXT,
+    "query_encoder_kwargs.pooling_type": _TEXT,
+    "query_encoder_kwargs.embedding_representation": _TEXT,
+    "query_encoder_kwargs.head_init": _TEXT,
+    "query_encoder_kwargs.query_projection": _SWITCH,
+    "query_encoder_kwargs.base_encoder_output_dim": (int,),
+    "query_encoder_kwargs.converter_kwargs": _MAPPING,
+    "query_encoder_kwargs.converter_kwargs.vector_dimensions": (list,),
+    "query_encoder_kwargs.converter_kwargs.activation_type": _TEXT,
+    **{
+        f"query_encoder_kwargs.converter_kwargs.{name}": _SWITCH
+        for name in ("do_dropout", "do_layer_norm", "do_residual", "do_residual_on_last", "layer_norm_before_residual")
+    },
+    "query_encoder_kwargs.converter_kwargs.inner_product_skip": _SWITCH,
+    "query_encoder_kwargs.converter_kwargs.normalize_input": _SWITCH,
+    **{f"query_encoder_kwargs.converter_kwargs.{name}": (int, float) for name in ("dropout_prob", "skip_scale", "skip_gate")},
+}
 
 
 @dataclass
@@ -33,11 +68,19 @@ class DualEncoderConfig:
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> DualEncoderConfig:
+    def from_dict(cls, config: dict[str, Any], name_or_path: str = "") -> DualEncoderConfig:
         """Build the configuration from the parsed ``config.json``.
 
         The key ``head_start`` of older checkpoints is read as ``head_init``.
+
+        Args:
+            config: The parsed file.
+            name_or_path: Directory or hub id of the checkpoint, for error messages.
+
+        Raises:
+            ValueError: If a value has the wrong type, or is no possible size.
         """
+        _check_types(config, f"{CONFIG_FILE} of {name_or_path!r}")
         extra = copy.deepcopy(config)
         architecture = (extra.pop("architectures", None) or [cls.architecture])[0]
         query_encoder_kwargs = extra.pop("query_encoder_kwargs", None) or {}
@@ -66,7 +109,8 @@ class DualEncoderConfig:
     @property
     def qnet_spec(self) -> QNetSpec:
         """The architecture of the q-nets."""
-        return QNetSpec.from_config(self.query_encoder_kwargs.get("converter_kwargs") or {})
+        with guard_reading(f"converter_kwargs in {CONFIG_FILE}", "are not valid", "Correct them."):
+            return QNetSpec.from_config(self.query_encoder_kwargs.get("converter_kwargs") or {})
 
     @property
     def head_init(self) -> str:
@@ -86,12 +130,34 @@ class DualEncoderConfig:
     @property
     def backbone(self) -> str:
         """Name of the query encoder's backbone; empty if the configuration has none."""
-        return self.query_encoder_kwargs.get("model_name_or_path", "")
+        return self.query_encoder_kwargs.get("model_name_or_path") or ""
+
+    @property
+    def base_weights(self) -> str | None:
+        """Name of the model that has the weights which the checkpoint does not store; None if it stores all of them."""
+        return self.extra.get("base_weights")
 
 
 def is_dual_encoder(config: dict[str, Any]) -> bool:
     """Return True if a parsed ``config.json`` belongs to a dual encoder of this package or of the released code."""
-    return (config.get("architectures") or [None])[0] in ARCHITECTURES or "passage_encoder_kwargs" in config
+    architectures = config.get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else None
+    return first in ARCHITECTURES or "passage_encoder_kwargs" in config
+
+
+def _check_types(config: dict[str, Any], source: str) -> None:
+    for path, types in _TYPES.items():
+        value: Any = config
+        for key in path.split("."):
+            value = value.get(key) if value is not None else None
+        if value is not None and (not isinstance(value, types) or (isinstance(value, bool) and bool not in types)):
+            expected = " or ".join(t.__name__ for t in types)
+            raise make_error(f"{path} in {source} must be {expected}, got {value!r}. Correct the file.")
+    query = config.get("query_encoder_kwargs") or {}
+    dimensions = (query.get("converter_kwargs") or {}).get("vector_dimensions") or []
+    if not all(isinstance(size, int) and not isinstance(size, bool) for size in dimensions):
+        raise make_error(f"vector_dimensions in {source} must be integers, got {dimensions!r}. Correct the file.")
+    check_sizes(config, source)
 
 
 def override_config(

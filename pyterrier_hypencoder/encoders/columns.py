@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,10 @@ def list_text_fields(text_field: TextField) -> list[str]:
         text_field: The name of a field, or several names.
 
     Raises:
-        ValueError: If there are no names, or they are not strings.
+        ValueError: If there are no names, or they are not strings. A mapping of weights is not supported.
     """
-    fields = [text_field] if isinstance(text_field, str) else list(text_field)
+    is_list = isinstance(text_field, list | tuple | np.ndarray | pd.Index)
+    fields = [text_field] if isinstance(text_field, str) else list(text_field) if is_list else []
     if not fields or not all(isinstance(field, str) for field in fields):
         raise ValueError(f"text_field must be the name of a field or a list of names, got {text_field!r}.")
     return fields
@@ -36,7 +37,7 @@ def join_text(record: Mapping[str, Any], fields: Sequence[str]) -> str:
         fields: Names of the fields.
 
     Raises:
-        ValueError: If the text is missing or not a string.
+        ValueError: If the text is missing, not a string, or has lone surrogates.
     """
     values = [record.get(field) for field in fields]
     present = [value for value in values if isinstance(value, str)]
@@ -46,7 +47,9 @@ def join_text(record: Mapping[str, Any], fields: Sequence[str]) -> str:
             f"Document {record.get('docno')!r} must have a string in {' or '.join(fields)}, got {found}. Give every document "
             "a text (it may be empty), or name the right fields in text_field."
         )
-    return " ".join(present).strip()
+    text = " ".join(present).strip()
+    check_text(text, f"The text of document {record.get('docno')!r}")
+    return text
 
 
 def is_missing(value: Any) -> bool:
@@ -65,14 +68,48 @@ def read_queries(frame: pd.DataFrame) -> list[str]:
     """Return the queries of a frame's rows.
 
     Raises:
-        ValueError: If a query is not a string. Empty queries are allowed.
+        ValueError: If a query is not a string, or has lone surrogates. Empty queries are allowed.
     """
     queries = frame["query"].tolist()
-    for position, query in enumerate(queries):
-        if not isinstance(query, str):
-            qid = frame["qid"].iloc[position] if "qid" in frame.columns else position
-            raise ValueError(f"Query {qid!r} must be a string (it may be empty), got {query!r}.")
+    qids = frame["qid"].tolist() if "qid" in frame.columns else range(len(queries))
+    for qid, query in zip(qids, queries, strict=True):
+        check_text(query, f"Query {qid!r}")
     return queries
+
+
+def list_texts(texts: Any) -> list[Any]:
+    """Return an argument with several texts as a list. Iterators are read to their end.
+
+    Raises:
+        ValueError: If it is one string, or something without an order, such as a set.
+    """
+    is_list = isinstance(texts, Iterable) and not isinstance(texts, str | bytes | Set | Mapping | pd.DataFrame)
+    if not is_list or (isinstance(texts, np.ndarray) and not texts.ndim):
+        advice = f"Pass [{texts!r:.40}]" if isinstance(texts, str) else "Pass a list"
+        raise ValueError(f"texts must be a list of strings, got {type(texts).__name__}. {advice}.")
+    return texts.tolist() if isinstance(texts, np.ndarray) else list(texts)
+
+
+def check_text(text: Any, name: str) -> None:
+    """Check that a text is a string that can be stored and tokenised.
+
+    Args:
+        text: The text.
+        name: Description of the text, for the message.
+
+    Raises:
+        ValueError: If it is not a string, or has lone surrogates: halves of characters, left by a wrong decoding.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"{name} must be a string (it may be empty), got {text!r}. Texts are lists of strings.")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as err:
+            raise ValueError(
+                f"{name} must be valid Unicode, got {text[err.start]!r} at position {err.start}. Decode the source again, or "
+                "repair the text with text.encode('utf-8', 'replace').decode()."
+            ) from None
 
 
 def read_docnos(frame: pd.DataFrame) -> np.ndarray:

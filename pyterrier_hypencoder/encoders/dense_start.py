@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from . import checkpoint
 from .checkpoint_config import DualEncoderConfig
+from .dense_settings import DenseSettings, read_dense_settings
 from .hub import load_transformer
+from .model_files import normalize_name
 from .networks import HypencoderDualEncoder
-from .pooling import read_pooling_settings
 
 
 def from_dense(
-    name_or_path: str,
+    name_or_path: str | os.PathLike[str],
     *,
     hidden: Sequence[int] | None = None,
     shared_encoder: bool = False,
@@ -50,7 +52,8 @@ def from_dense(
         FileNotFoundError: If there is no such model.
         ValueError: If an option does not fit.
     """
-    settings = read_pooling_settings(name_or_path, revision, pooling, normalize)
+    name_or_path = normalize_name(name_or_path)
+    settings = _read_plain_settings(name_or_path, revision, pooling, normalize)
     transformer = load_transformer(name_or_path, revision)
     query = _make_query_kwargs(name_or_path, transformer, hidden, settings.pooling, settings.normalize, qnet)
     if query_projection:
@@ -70,6 +73,19 @@ def from_dense(
     for encoder in (model.query_encoder, model.passage_encoder):
         encoder.transformer.load_state_dict(transformer.state_dict())
     return model.eval()
+
+
+def _read_plain_settings(
+    name_or_path: str, revision: str | None, pooling: str | None, normalize: bool | None
+) -> DenseSettings:
+    """Read the settings of a dense model, and refuse those that dual encoders do not have."""
+    settings = read_dense_settings(name_or_path, revision, pooling, normalize)
+    if not settings.is_plain:
+        raise ValueError(
+            f"{name_or_path!r} has layers, prompts or other settings beside pooling and normalisation, which dual encoders do "
+            "not have. Start from another dense model."
+        )
+    return settings
 
 
 def _make_query_kwargs(

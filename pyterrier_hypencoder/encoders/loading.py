@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 from ..options import check_choice
@@ -11,6 +13,7 @@ from .base import Encoder
 from .biencoder import BiEncoder
 from .checkpoint_config import DualEncoderConfig
 from .hypencoder import Hypencoder
+from .model_files import normalize_name
 
 _RENAMED_OPTIONS = {"pads_in_mean": "pool_padding"}
 """Options that older indexes record under another name."""
@@ -24,15 +27,25 @@ def load_recorded_encoder(record: dict[str, Any], *, device: str = "auto") -> En
         device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda[:n]``.
 
     Raises:
-        ValueError: If the record names an unknown class.
+        ValueError: If the record names an unknown class or unknown options.
     """
     classes: dict[str, Callable[..., Encoder]] = {"Hypencoder": Hypencoder, "BiEncoder": BiEncoder}
+    if not isinstance(record, dict):
+        raise ValueError(f"The model of the index must be an object in pt_meta.json, got {record!r}. Pass model=...")
     check_choice("The model class of the index", record.get("class"), classes)
-    options = {_RENAMED_OPTIONS.get(name, name): value for name, value in record["options"].items()}
-    return classes[record["class"]](record["name"], revision=record["revision"], device=device, **options)
+    make, stored, name = classes[record["class"]], record.get("options") or {}, record.get("name")
+    if not isinstance(stored, dict) or not isinstance(name, str):
+        raise ValueError(f"The model of the index must have a name and options, got {name!r} and {stored!r}. Pass model=...")
+    options = {_RENAMED_OPTIONS.get(str(key), str(key)): value for key, value in stored.items()}
+    options.pop("trust_remote_code", None)  # only the user can allow code
+    if unknown := sorted(
+        set(options) - set(signature(make).parameters) | set(options) & {"name_or_path", "device", "revision"}
+    ):
+        raise ValueError(f"The index records unknown options of its model: {', '.join(unknown)}. Pass model=... to search it.")
+    return make(name, revision=record.get("revision"), device=device, **options)
 
 
-def load_encoder(name_or_path: str, **options: Any) -> Encoder:
+def load_encoder(name_or_path: str | os.PathLike[str], **options: Any) -> Encoder:
     """Load a checkpoint as a :class:`Hypencoder` or a :class:`BiEncoder`, whichever it is.
 
     Args:
@@ -47,7 +60,7 @@ def load_encoder(name_or_path: str, **options: Any) -> Encoder:
         >>> load_encoder("hypencoder-minilm", device="cpu")
         Hypencoder('hypencoder-minilm', device='cpu')
     """
-    config = checkpoint.find_config(name_or_path, options.get("revision"))
+    config = checkpoint.find_config(normalize_name(name_or_path), options.get("revision"))
     return (BiEncoder if config is None else get_encoder_class(config))(name_or_path, **options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,6 +37,18 @@ def _finish_vectors(vectors: Tensor, normalize: bool, projection: nn.Linear | No
     return vectors if projection is None else vectors + projection(vectors)
 
 
+def _encode_tokens(transformer: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Return the token vectors of texts, (B, T, h)."""
+    output = transformer(input_ids=input_ids, attention_mask=attention_mask)
+    hidden = getattr(output, "last_hidden_state", None)
+    if hidden is None:
+        raise ValueError(
+            f"{type(transformer).__name__} is not supported, because it returns no token vectors (last_hidden_state). Use a "
+            "text encoder such as BERT."
+        )
+    return hidden
+
+
 class TextEncoder(nn.Module):
     """Encode a text as one vector: documents, and both sides of a bi-encoder.
 
@@ -45,6 +58,10 @@ class TextEncoder(nn.Module):
         normalize: If True, vectors are scaled to length 1.
         pool_padding: See :func:`pyterrier_hypencoder.encoders.pooling.pool`.
         projection: See :func:`make_query_projection`; None for no projection.
+        layers: Layers after the pooling.
+        size: Number of dimensions after the last layer; None for the width of the transformer.
+        truncate_dim: Number of dimensions to keep; None for all.
+        num_skipped: Number of tokens at the start that the pooling leaves out.
 
     Raises:
         ValueError: If the pooling is unknown.
@@ -60,6 +77,10 @@ class TextEncoder(nn.Module):
         normalize: bool = False,
         pool_padding: bool = False,
         projection: nn.Linear | None = None,
+        layers: Sequence[nn.Module] = (),
+        size: int | None = None,
+        truncate_dim: int | None = None,
+        num_skipped: int = 0,
     ) -> None:
         super().__init__()
         check_choice("pooling", pooling, POOLINGS)
@@ -68,12 +89,26 @@ class TextEncoder(nn.Module):
         self.normalize = normalize
         self.pool_padding = pool_padding
         self.projection = projection
+        self.layers = nn.ModuleList(layers)
+        self.size = size
+        self.truncate_dim = truncate_dim
+        self.num_skipped = num_skipped
+
+    @property
+    def vec_size(self) -> int:
+        """Number of dimensions of the vectors, D."""
+        size = self.transformer.config.hidden_size if self.size is None else self.size
+        return size if self.truncate_dim is None else min(size, self.truncate_dim)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Encode tokens (B, T) as vectors (B, D). Token types are never passed, as in the released code."""
-        hidden = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        vectors = pool(hidden, attention_mask, self.pooling, pool_padding=self.pool_padding).float()
-        return _finish_vectors(vectors, self.normalize, self.projection)
+        hidden = _encode_tokens(self.transformer, input_ids, attention_mask)
+        vectors = pool(
+            hidden, attention_mask, self.pooling, pool_padding=self.pool_padding, num_skipped=self.num_skipped
+        ).float()
+        for layer in self.layers:
+            vectors = layer(vectors)
+        return _finish_vectors(vectors[:, : self.truncate_dim], self.normalize, self.projection)
 
 
 class HyperEncoder(nn.Module):
@@ -173,7 +208,7 @@ class HyperEncoder(nn.Module):
 
     def encode_tokens(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the token vectors of the queries, (Q, T, h)."""
-        return self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return _encode_tokens(self.transformer, input_ids, attention_mask)
 
     def pool_queries(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """Return one vector per query, (Q, h), pooled as ``embedding_representation`` says.

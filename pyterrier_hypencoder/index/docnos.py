@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from npids import Lookup
-from npids.codecs import FwdFixedBytes
+from npids.builder import InvLookupBuilder
+from npids.codecs import FwdFixedBytes, InvHash
+from npids.utils import FileManager
+
+from .files import check_regular_file
 
 MAX_DOCNO_BYTES = 4096  # a longer docno is a mistake in the data
+_MAX_BLOCK = 2**16
+"""Largest number of docnos in a block of the file."""
+_MAX_PADDING = 4
+"""Largest size of a block, relative to the size of its docnos."""
 
 
 class Docnos:
@@ -34,6 +43,10 @@ class Docnos:
 
     def __init__(self, path: Path, count: int) -> None:
         self.path = path
+        advice = "Copy the index again or rebuild it."
+        if not path.exists():
+            raise ValueError(f"Docnos in {path} are missing. {advice}")
+        check_regular_file(path)
         try:
             self._lookup = Lookup(path)
             _check_sizes(self._lookup)
@@ -41,12 +54,12 @@ class Docnos:
             ends = np.array([0, found - 1])
             if not np.array_equal(self.find(self.at(ends)), ends):
                 raise LookupError("the first or last docno is not found")
+        except (MemoryError, OSError):
+            raise
         except Exception as err:  # npids raises struct, JSON and key errors, among others
-            raise ValueError(
-                f"Docnos in {path} are missing or damaged ({err!r}). Copy the index again or rebuild it."
-            ) from err
+            raise ValueError(f"Docnos in {path} are damaged ({err!r}). {advice}") from err
         if found != count:
-            raise ValueError(f"{path} must have {count} docnos, got {found}. Copy the index again or rebuild it.")
+            raise ValueError(f"{path} must have {count} docnos, got {found}. {advice}")
 
     def __len__(self) -> int:
         return len(self._lookup)
@@ -64,8 +77,11 @@ class Docnos:
         Returns:
             Array of str objects, of the same shape.
         """
-        found = self._lookup.fwd.lookup(np.asarray(docids).ravel()) if np.size(docids) else np.empty(0)
-        return found.astype(object).reshape(np.shape(docids))
+        unique, places = np.unique(np.asarray(docids).ravel(), return_inverse=True)
+        found = np.empty(len(unique), dtype=object)
+        for rows, names in _read_blocks(self._lookup.fwd, unique):
+            found[rows] = np.char.decode(names, "utf-8")
+        return found[places].reshape(np.shape(docids))
 
     def find(self, docnos: Sequence[str] | np.ndarray) -> np.ndarray:
         """Return the docids of docnos.
@@ -76,9 +92,14 @@ class Docnos:
         Returns:
             Array of shape (N,) and type int64; -1 for unknown docnos.
         """
-        if not len(docnos):
-            return np.empty(0, dtype=np.int64)
-        return self._lookup.inv.lookup(np.asarray(docnos, dtype=str)).astype(np.int64)
+        names = [str(docno).encode(errors="replace") for docno in docnos]
+        sizes = np.fromiter((len(name).bit_length() for name in names), dtype=np.int64, count=len(names))
+        found = np.empty(len(names), dtype=np.int64)
+        for size in np.unique(sizes):  # by length, because an array of strings takes the space of the longest one
+            rows = np.flatnonzero(sizes == size)
+            keys = np.array([names[row] for row in rows.tolist()], dtype="S")
+            found[rows] = _find(self._lookup, keys)
+        return found
 
     def require(self, docnos: Sequence[str] | np.ndarray) -> np.ndarray:
         """Return the docids of docnos that must all be in the index.
@@ -101,6 +122,45 @@ class Docnos:
                 "Check that the candidates come from the same collection."
             )
         return docids
+
+
+def _read_blocks(lookup: Any, docids: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield the docnos of ascending docids block by block: their positions, and the docnos as bytes."""
+    blocks = np.searchsorted(lookup.offsets, docids, "right") - 1
+    starts = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(docids)]
+    for start, stop in zip(starts[:-1], starts[1:], strict=True):
+        if start < stop:
+            block = blocks[start]
+            yield slice(start, stop), lookup.codecs[block]._lookup(docids[start:stop] - lookup.offsets[block])
+
+
+class _CutBlocks:
+    """Docnos cut to a number of bytes, as the hash table of npids reads them.
+
+    Args:
+        lookup: The blocks of docnos.
+        width: Number of bytes. One more than the keys that are looked up keeps longer docnos different from them.
+    """
+
+    def __init__(self, lookup: Any, width: int) -> None:
+        self._lookup = lookup
+        self._dtype = f"S{width}"
+
+    def lookup(self, docids: np.ndarray, as_bytes: bool = True) -> np.ndarray:
+        """Return the docnos of docids (N,), as bytes."""
+        unique, places = np.unique(docids, return_inverse=True)
+        found = np.empty(len(unique), dtype=self._dtype)
+        for rows, names in _read_blocks(self._lookup, unique):
+            found[rows] = names
+        return found[places]
+
+
+def _find(lookup: Lookup, keys: np.ndarray) -> np.ndarray:
+    """Return the docids of docnos that are given as an array of bytes; -1 for unknown docnos."""
+    table = lookup.inv.codec
+    codec = InvHash(table.hash_offsets, table.dids, table.hash_bits)
+    codec.fwd = _CutBlocks(lookup.fwd, keys.itemsize + 1)
+    return codec._lookup(keys)
 
 
 def _check_sizes(lookup: Lookup) -> None:
@@ -183,36 +243,40 @@ def _hash_docnos(docnos: Sequence[str]) -> np.ndarray:
     return np.fromiter((hash(docno) for docno in docnos), dtype=np.int64, count=len(docnos))
 
 
-class _FixedBytes(FwdFixedBytes):
-    """Docno codec of npids that accepts any docnos.
-
-    The codec of npids fails if all docnos of a block are the same string (a collection of one document) or if their common
-    prefix ends inside a character. The file format is unchanged.
-    """
-
-    prefix: Any
-
-    def seed(self, id: str) -> bool:
-        first = self.prefix is None
-        super().seed(id)
-        if first:
-            self.prefix = self.prefix[:-1]
-        while self.prefix.decode(errors="ignore").encode() != self.prefix:
-            self.prefix = self.prefix[:-1]
-        return True
-
-
 def write_docnos(path: Path, docnos: Iterable[str]) -> None:
     """Write the lookup file; an existing file is replaced.
+
+    The file has one codec for all docnos, because the codecs of npids for numbers read "07" as "7". All docnos of a block
+    take the space of its longest one, so a block ends before its padding is several times as long as its docnos.
 
     Args:
         path: File to write.
         docnos: Docnos in the order of their docids.
     """
     path.unlink(missing_ok=True)  # npids would append
-    with Lookup.builder(path) as builder:
-        # Use one codec for all docnos: the codecs for numbers read "07" as "7" and cannot look up an empty string.
-        builder.formats = {FwdFixedBytes.NAME: _FixedBytes()}
-        builder.seeded_formats = builder.formats.copy()
-        for docno in docnos:
-            builder.add(docno)
+    file = FileManager(path, "a")
+    try:
+        block: list[bytes] = []
+        used = longest = 0
+        for name in map(str.encode, docnos):
+            size = max(longest, len(name)) * (len(block) + 1)
+            if len(block) == _MAX_BLOCK or size > _MAX_PADDING * (used + len(name)):
+                _write_block(file, block)
+                block, used, longest = [], 0, 0
+            block.append(name)
+            used, longest = used + len(name), max(longest, len(name))
+        _write_block(file, block)
+    finally:
+        file.close()
+    InvLookupBuilder.build(path)
+
+
+def _write_block(file: FileManager, block: list[bytes]) -> None:
+    """Write docnos without their common prefix, each in the space of the longest one."""
+    longest = max(map(len, block))
+    prefix: bytes = os.path.commonprefix([min(block), max(block)])[: longest - 1]  # type: ignore[assignment]
+    while prefix.decode(errors="ignore").encode() != prefix:  # the prefix ends inside a character
+        prefix = prefix[:-1]
+    config = {"format": FwdFixedBytes.NAME, "length": longest, "prefix": prefix.decode()}
+    file.write_header(0, len(block), config)
+    file.write(b"".join(name[len(prefix) :].ljust(longest - len(prefix), b"\0") for name in block))

@@ -1,13 +1,18 @@
-"""Small files: JSON facts, atomic replacement, fsync."""
+"""Small files: JSON facts, atomic replacement, fsync, paths."""
 
 from __future__ import annotations
 
 import json
 import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from .layout import META_FILE
+
+_MAX_JSON_BYTES = 2**26
 
 
 def read_file_version(path: Path, file: str = META_FILE) -> tuple[str, int, int]:
@@ -21,49 +26,113 @@ def read_file_version(path: Path, file: str = META_FILE) -> tuple[str, int, int]
         The path, and the inode and modification time of the file (0 if it is missing).
     """
     try:
-        stat = os.stat(path / file)
+        found = os.stat(path / file)
     except OSError:
         return str(path), 0, 0
-    return str(path), stat.st_ino, stat.st_mtime_ns
+    return str(path), found.st_ino, found.st_mtime_ns
 
 
-def read_meta(path: Path) -> dict[str, Any]:
-    """Read the ``pt_meta.json`` of a directory.
+def resolve_path(path: Any) -> Any:
+    """Return a path as an absolute :class:`~pathlib.Path`, with ``~`` expanded; other values are returned unchanged.
+
+    Transformers resolve paths when they are made, so a later change of the working directory does not matter. Symbolic
+    links are not resolved.
+
+    Example:
+        >>> resolve_path("/data/../x.hyp").as_posix()
+        '/x.hyp'
+    """
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        return path
+    return Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
+
+
+def check_regular_file(file: Path) -> os.stat_result:
+    """Check that a file can be read from start to end, which is not true of pipes and devices.
+
+    Returns:
+        Its status, for example its size.
+
+    Raises:
+        OSError: If the file is missing or not accessible.
+        ValueError: If it is something other than a file.
+    """
+    found = os.stat(file)
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{file} must be a regular file, got {stat.filemode(found.st_mode)}. Copy the file again.")
+    return found
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a file with one JSON object.
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If the file does not contain a JSON object.
+        ValueError: If the file does not contain a JSON object, or is larger than 64 MiB.
     """
-    file = path / META_FILE
+    size = check_regular_file(file).st_size
+    if size > _MAX_JSON_BYTES:
+        raise ValueError(f"{file} must have at most {_MAX_JSON_BYTES:,} bytes, got {size:,}. Copy the directory again.")
     try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as err:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as err:
         raise ValueError(f"{file} must contain JSON, but cannot be parsed ({err}). Copy the directory again.") from err
-    if not isinstance(meta, dict):
-        raise ValueError(f"{file} must contain a JSON object, got {type(meta).__name__}. Copy the directory again.")
-    return meta
+    if not isinstance(value, dict):
+        raise ValueError(f"{file} must contain a JSON object, got {type(value).__name__}. Copy the directory again.")
+    return value
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """Read the ``pt_meta.json`` of a directory; see :func:`read_json`."""
+    return read_json(path / META_FILE)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Replace a JSON file atomically: a reader sees the old content or the new one."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "w", encoding="utf-8") as out:
-        json.dump(value, out, indent=2)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(part, path)
+    with replace_file(path) as part:
+        part.write_text(json.dumps(value, indent=2), encoding="utf-8")
     fsync(path.parent)
 
 
-def publish_file(part: Path, file: Path) -> None:
-    """Flush a written file to the disk, then give it its final name."""
-    fsync(part)
-    os.replace(part, file)
+@contextmanager
+def replace_file(file: Path) -> Iterator[Path]:
+    """Yield a path to write to. The file gets its name when it is complete and on the disk.
+
+    Raises:
+        OSError: If it cannot be written. The error names the file, and nothing half-written is left.
+    """
+    part = file.with_name(file.name + ".part")
+    try:
+        with name_file(file):
+            yield part
+            _flush(part)
+            os.replace(part, file)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def name_file(file: Path) -> Iterator[None]:
+    """Add the name of a file to errors of the operating system that do not name one, such as a full disk."""
+    try:
+        yield
+    except OSError as err:
+        if err.errno is None or err.filename is not None:
+            raise
+        raise type(err)(err.errno, err.strerror, str(file)) from err
 
 
 def fsync(path: Path) -> None:
-    """Flush a file, or the names in a directory, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush a file, or the names in a directory, to the disk. Windows cannot do this for directories."""
+    if os.name != "nt" or not path.is_dir():
+        with name_file(path):
+            _flush(path)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

@@ -46,7 +46,7 @@ def open_or_build_graph(
 
     Raises:
         ValueError: If an option is invalid, or the graph is damaged or belongs to another index.
-        RuntimeError: If another process is building the same graph.
+        FileExistsError: If another process or thread is building the same graph.
     """
     check_graph_options(k, builder)
     graph = find_graph(reader, k, builder)
@@ -99,12 +99,12 @@ def build_graph(
 
     Raises:
         ValueError: If an option is invalid.
-        RuntimeError: If another process is building the same graph.
+        FileExistsError: If another process or thread is building the same graph.
     """
     check_graph_options(k, builder)
     check_positive("batch_size", batch_size)
     torch_device = resolve_device(device)
-    vectors = DistinctVectors(reader.vectors)
+    vectors = DistinctVectors(reader.vectors.check())
     finder = NeighbourFinder(vectors, k, builder=builder, device=torch_device)
     facts = {
         "k": k,
@@ -113,7 +113,7 @@ def build_graph(
         "options": finder.options,
         "index": fingerprint_index(reader),
     }
-    path = get_graph_path(reader.path, k)
+    path = get_graph_path(reader.folder, k)
     staged = _open_staged(path, facts)
     try:
         if staged.count < reader.doc_count:
@@ -178,7 +178,7 @@ def _finish(staged: StagedDirectory, recall: dict[str, Any]) -> None:
         **staged.facts,
         **recall,
     }
-    staged.finish(meta)
+    staged.finish(meta, checked_rows=[EDGES_FILE, WEIGHTS_FILE])
 
 
 def _link_docnos(link: Path, target: Path) -> None:

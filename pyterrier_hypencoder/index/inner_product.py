@@ -1,20 +1,17 @@
 """The inner-product index: an HNSW index of faiss that surrogate search can use in place of a product with all vectors.
 
-It is built by an explicit call only, because that takes long: 16 minutes for 1,000,000 vectors of 384 dimensions on two
+It is built only on request, because building takes long: 16 minutes for 1,000,000 vectors of 384 dimensions on two
 cores. There, a surrogate search with the bundled model takes 26 ms with it and 75 ms without, at a recall of 0.9995.
 
-The HNSW graph has each distinct vector once, because many copies have only each other as neighbours. The vectors are stored
-without their mean: a large common part makes a few vectors the neighbours of all, and does not change the order of inner
-products. They keep their stored precision: with 8 bits, one outlier would leave few values for the rest.
+The HNSW graph has each distinct vector once, because many copies have only each other as neighbours. The mean is subtracted
+from all vectors: a large common part makes a few vectors the neighbours of all, and does not change the order of inner
+products. The vectors keep their stored precision: with 8 bits, one outlier would leave few values for the rest.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +21,9 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from .checksums import TABLE_KEY, check_file, has_checksums, make_table
 from .distinct import DistinctVectors
-from .files import publish_file, write_json
+from .files import read_json, replace_file, write_json
 from .reader import IndexReader, fingerprint_index
 
 logger = logging.getLogger(__name__)
@@ -44,7 +42,8 @@ _VECTORS_PER_VISIT = 32  # a product with 32 vectors takes as long as one visit 
 class InnerProductIndex:
     """Approximate maximum inner product search over an index; a scan for surrogate search.
 
-    Opens the files that :func:`build_inner_product_index` has written, as a memory map on Linux and Windows.
+    Opens the files that :func:`build_inner_product_index` has written, as a memory map on Linux and Windows. Their checksums
+    are compared first, which reads them completely.
 
     Args:
         reader: The index.
@@ -57,11 +56,14 @@ class InnerProductIndex:
         import faiss
 
         self._doc_count = reader.doc_count
+        facts = read_json(reader.folder / FACTS_FILE)
         try:
-            self._docids, self._starts, self._mean = (_load_array(reader.path / name) for name in _FILES[1:])
+            for name in _FILES:  # first: faiss can crash on damaged files
+                check_file(reader.folder, name, facts)
+            self._docids, self._starts, self._mean = (_load_array(reader.folder / name) for name in _FILES[1:])
             flags = faiss.IO_FLAG_MMAP_IFC if sys.platform in ("linux", "win32") else 0  # faiss maps nowhere else
-            self._index: Any = faiss.read_index(str(reader.path / INDEX_FILE), flags)
-        except (EOFError, OSError, RuntimeError, ValueError) as err:
+            self._index: Any = faiss.read_index(str(reader.folder / INDEX_FILE), flags)
+        except (EOFError, RuntimeError, ValueError) as err:
             raise _make_damage_error(reader, str(err)) from err
         found = len(self._docids), len(self._starts) - 1, self._index.d, len(self._mean)
         if found != (reader.doc_count, self._index.ntotal, reader.vec_size, reader.vec_size):
@@ -140,7 +142,7 @@ def build_inner_product_index(reader: IndexReader, *, verbose: bool = False) -> 
         ValueError: If its files are damaged.
     """
     if not is_built(reader):
-        with FileLock(reader.path / f".{INDEX_FILE}.lock"):
+        with FileLock(reader.folder / f".{INDEX_FILE}.lock"):
             if not is_built(reader):
                 _build(reader, verbose)
     return InnerProductIndex(reader)
@@ -149,10 +151,10 @@ def build_inner_product_index(reader: IndexReader, *, verbose: bool = False) -> 
 def is_built(reader: IndexReader) -> bool:
     """Return True if there is an inner-product index for the present state of the index."""
     try:
-        facts = json.loads((reader.path / FACTS_FILE).read_text(encoding="utf-8"))
+        facts = read_json(reader.folder / FACTS_FILE)
     except (OSError, ValueError):
         return False
-    return all((reader.path / name).is_file() for name in _FILES) and facts == _describe(reader)
+    return has_checksums(facts) and {key: facts[key] for key in facts if key != TABLE_KEY} == _describe(reader)
 
 
 def _describe(reader: IndexReader) -> dict[str, Any]:
@@ -173,16 +175,16 @@ def _load_array(file: Path) -> np.ndarray:
 def _build(reader: IndexReader, verbose: bool) -> None:
     """Write all files; the facts come last, so an interrupted build counts as none."""
     logger.info("building the inner-product index of %d documents in %s", reader.doc_count, reader.path)
-    (reader.path / FACTS_FILE).unlink(missing_ok=True)
+    (reader.folder / FACTS_FILE).unlink(missing_ok=True)
     facts = _describe(reader)  # first: the index may be replaced while this builds
     _write_files(reader, verbose)
-    write_json(reader.path / FACTS_FILE, facts)
+    write_json(reader.folder / FACTS_FILE, facts | {TABLE_KEY: make_table(reader.folder, _FILES)})
 
 
 def _write_files(reader: IndexReader, verbose: bool) -> None:
     import faiss
 
-    vectors = DistinctVectors(reader.vectors)
+    vectors = DistinctVectors(reader.vectors.check())
     mean = _compute_mean(vectors)
     storage = "SQfp16" if vectors.dtype == np.float16 else "Flat"
     index: Any = faiss.index_factory(vectors.size, f"{_FACTORY},{storage}", faiss.METRIC_INNER_PRODUCT)
@@ -192,10 +194,10 @@ def _write_files(reader: IndexReader, verbose: bool) -> None:
         for _, tile in vectors.iter_tiles(_TILE_BYTES):
             index.add(tile - mean)
             progress.update(len(tile))
-    with _publish(reader.path / INDEX_FILE) as part:
+    with replace_file(reader.folder / INDEX_FILE) as part:
         faiss.write_index(index, str(part))
     for name, array in zip(_FILES[1:], (vectors.order, vectors.starts, mean), strict=True):
-        with _publish(reader.path / name) as part, open(part, "wb") as out:
+        with replace_file(reader.folder / name) as part, open(part, "wb") as out:
             np.save(out, array)
 
 
@@ -205,11 +207,3 @@ def _compute_mean(vectors: DistinctVectors) -> np.ndarray:
     for _, tile in vectors.iter_tiles(_TILE_BYTES):
         total += tile.sum(axis=0, dtype=np.float64)
     return (total / len(vectors)).astype(np.float32)
-
-
-@contextmanager
-def _publish(file: Path) -> Iterator[Path]:
-    """Yield the path to write to; the file gets its name when it is complete."""
-    part = file.with_name(f".{file.name}.part")
-    yield part
-    publish_file(part, file)

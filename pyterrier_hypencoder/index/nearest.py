@@ -1,4 +1,4 @@
-"""Finding the nearest documents of documents by L2 distance: exactly, or approximately for large collections.
+"""Find the nearest neighbours of documents by L2 distance: exactly, or approximately for large collections.
 
 All builders work in two steps. A search in float32 finds a few more candidates than needed. Then the distances of the
 candidates are computed as norms of differences, and sorted with ties by docid. These distances do not depend on the batch
@@ -16,9 +16,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from .approximate_search import HnswSearch, NNDescentSearch
+from .approximate_neighbours import HnswSearch, NNDescentSearch
 from .distinct import DistinctVectors
-from .exact_search import CpuExactSearch, GpuExactSearch
+from .exact_neighbours import CpuExactSearch, GpuExactSearch
 
 EXACT_UP_TO = {"cpu": 200_000, "cuda": 20_000_000}
 """Number of documents up to which ``builder="auto"`` compares all pairs; the time grows with its square."""
@@ -35,7 +35,7 @@ class Search(Protocol):
 
 
 class NeighbourFinder:
-    """Find the nearest other documents of documents, with ties by docid.
+    """Find the nearest neighbours of documents by L2 distance. Ties are broken by docid.
 
     Args:
         vectors: Distinct vectors of the collection.

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from ..options import check_positive
+from .checksums import check_file, check_meta, has_checksums, map_checked_rows
 from .files import read_meta
 from .layout import (
+    DOCNOS_FILE,
     EDGE_DTYPE,
     EDGES_FILE,
     META_FILE,
@@ -59,15 +61,35 @@ class NeighbourGraph:
             raise ValueError(f"k must be at most {stored}, the number of neighbours in {path}, got {k}. Build a larger graph.")
         self._reader = reader
         shape = (reader.doc_count, stored)
-        edges = _map_file(path / EDGES_FILE, EDGE_DTYPE, shape)
-        _check_edges(path / EDGES_FILE, edges)
-        self.edges_data: np.ndarray = edges[:, : self.k]
-        """Docids, shape (N, K), uint32, nearest first. A document with fewer neighbours has itself in their place."""
-        self.weights_data: np.ndarray = _map_file(path / WEIGHTS_FILE, WEIGHT_DTYPE, shape)[:, : self.k]
-        """Negative L2 distances, shape (N, K), float16; 0 for a document in its own list."""
+        self.edges = map_checked_rows(path, EDGES_FILE, self.meta, shape, EDGE_DTYPE, self.k)
+        """Docids, (N, K), uint32, nearest first. A document with fewer neighbours has itself in their place."""
+        self.weights = map_checked_rows(path, WEIGHTS_FILE, self.meta, shape, WEIGHT_DTYPE, self.k)
+        """Negative L2 distances, (N, K), float16; 0 for a document in its own list."""
+        if not has_checksums(self.meta):
+            _check_edges(path / EDGES_FILE, self.edges.map)
+
+    @property
+    def edges_data(self) -> np.ndarray:
+        """The docids as a memory map, for pyterrier_adaptive and pyterrier_dr. All of it is checked on first use."""
+        return self.edges.check()
+
+    @property
+    def weights_data(self) -> np.ndarray:
+        """The negative distances as a memory map. All of it is checked on first use."""
+        return self.weights.check()
+
+    def verify(self) -> None:
+        """Check the files of the graph completely.
+
+        Raises:
+            ValueError: If a file is damaged.
+        """
+        self.edges.check()
+        self.weights.check()
+        check_file(self.path, DOCNOS_FILE, self._reader.meta)  # a link to the file of the index, for pyterrier_adaptive
 
     def __len__(self) -> int:
-        return len(self.edges_data)
+        return len(self.edges)
 
     def __repr__(self) -> str:
         return f"NeighbourGraph({self.path.name!r}, k={self.k})"
@@ -99,9 +121,9 @@ class NeighbourGraph:
         docid = int(self._reader.docnos.require([document])[0]) if isinstance(document, str) else int(document)
         if not 0 <= docid < len(self):
             raise IndexError(f"document must be a docid from 0 to {len(self) - 1}, got {document}.")
-        found = np.array(self.edges_data[docid])
+        found = np.array(self.edges[docid])
         found = self._reader.docnos.at(found) if by_docno else found
-        return (found, np.array(self.weights_data[docid])) if weights else found
+        return (found, np.array(self.weights[docid])) if weights else found
 
 
 def _reopen(path: Path, index: Path, k: int) -> NeighbourGraph:
@@ -125,7 +147,7 @@ def open_graph(reader: IndexReader, k: int) -> NeighbourGraph:
     check_positive("k", k)
     graph = find_graph(reader, k)
     if graph is None:
-        sizes = list_graph_sizes(reader.path)
+        sizes = list_graph_sizes(reader.folder)
         found = f"only graphs with {', '.join(map(str, sizes))}" if sizes else "no graph"
         raise FileNotFoundError(
             f"{reader.path} must have a graph with at least {k} neighbours, got {found}. Build one with "
@@ -142,9 +164,9 @@ def find_graph(reader: IndexReader, k: int, builder: str = "auto") -> NeighbourG
         k: Number of neighbours.
         builder: ``auto`` for any graph. Another name requires a graph of that builder or of ``exact``.
     """
-    for size in list_graph_sizes(reader.path):
+    for size in list_graph_sizes(reader.folder):
         if size >= min(k, reader.doc_count - 1):
-            graph = NeighbourGraph(get_graph_path(reader.path, size), reader, min(k, size))
+            graph = NeighbourGraph(get_graph_path(reader.folder, size), reader, min(k, size))
             if builder == "auto" or graph.meta.get("builder") in (builder, "exact"):
                 return graph
     return None
@@ -152,7 +174,7 @@ def find_graph(reader: IndexReader, k: int, builder: str = "auto") -> NeighbourG
 
 def has_graph(reader: IndexReader, k: int) -> bool:
     """Return True if the index has a graph with at least k neighbours, without opening it."""
-    return any(size >= min(k, reader.doc_count - 1) for size in list_graph_sizes(reader.path))
+    return any(size >= min(k, reader.doc_count - 1) for size in list_graph_sizes(reader.folder))
 
 
 def _read_checked_meta(path: Path, reader: IndexReader) -> dict[str, Any]:
@@ -167,6 +189,7 @@ def _read_checked_meta(path: Path, reader: IndexReader) -> dict[str, Any]:
             f"Graph at {path} must have type corpus_graph and format np_topk, got {meta.get('type')} and "
             f"{meta.get('format')}. {rebuild}"
         )
+    check_meta(path / META_FILE, meta)
     if not isinstance(meta.get("k"), int) or meta["k"] < 1:
         raise ValueError(f"k in {path / META_FILE} must be a positive integer, got {meta.get('k')!r}. {rebuild}")
     expected, found = fingerprint_index(reader), meta.get("index")
@@ -178,20 +201,8 @@ def _read_checked_meta(path: Path, reader: IndexReader) -> dict[str, Any]:
     return meta
 
 
-def _map_file(file: Path, dtype: np.dtype[Any], shape: tuple[int, int]) -> np.ndarray:
-    """Memory-map a file after a check of its size."""
-    expected = shape[0] * shape[1] * dtype.itemsize
-    found = f"has {file.stat().st_size} bytes" if file.is_file() else "is missing"
-    if found != f"has {expected} bytes":
-        raise ValueError(
-            f"Graph at {file.parent} is damaged: {file.name} {found}, expected {expected} bytes ({shape[1]} neighbours of "
-            f"{shape[0]} documents). Delete {file.parent} and build it again."
-        )
-    return np.memmap(file, dtype=dtype, mode="r", shape=shape)
-
-
 def _check_edges(file: Path, edges: np.ndarray) -> None:
-    """Check that all neighbours are docids, so searches can rely on it; a billion of them take about a second."""
+    """Check that all neighbours are docids, in a graph of an earlier version, which has no checksums."""
     step = max(1, 2**24 // edges.shape[1])
     for start in range(0, len(edges), step):
         largest = int(edges[start : start + step].max())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,9 @@ from ..options import check_choice
 from .docnos import DuplicateChecker, write_docnos
 from .files import fsync, read_meta
 from .layout import DOCNOS_FILE, FORMAT_VERSION, STORED_DTYPES, SUFFIXES, get_vectors_name
-from .staging import NEW, StagedDirectory, get_staging_path, is_unfinished
+from .staging import NEW, StagedDirectory, get_staging_path, is_unfinished, lock
+
+logger = logging.getLogger(__name__)
 
 MODES = ("create", "overwrite", "resume")
 STAGED_DOCNOS_FILE = "docnos.jsonl"
@@ -57,9 +62,10 @@ class IndexWriter:
         facts: Part of ``pt_meta.json`` that a resumed build must share with the interrupted one: model and text field.
 
     Raises:
-        FileExistsError: If the mode does not allow what exists at the path.
+        FileExistsError: If the mode does not allow what exists at the path, or the index is being built already.
         ValueError: If an option is unknown, or a build is resumed with other facts.
-        RuntimeError: If another process is building the same index.
+        FileNotFoundError: If the path is a symbolic link to nothing.
+        OSError: If the directory cannot be written.
     """
 
     def __init__(self, path: Path, *, mode: str, dtype: str, facts: dict[str, Any]) -> None:
@@ -67,7 +73,8 @@ class IndexWriter:
         self.facts = prepare_metadata(dtype, facts)
         self.dtype = STORED_DTYPES[self.facts["dtype"]]
         self._vectors_file = f"{NEW}/{get_vectors_name(self.facts['dtype'])}"
-        _check_place(path, mode)
+        self._n_underflows = 0
+        check_place(path, mode)
         files = (self._vectors_file, STAGED_DOCNOS_FILE)
         self._staged = StagedDirectory(path, facts=self.facts, files=files, resume=mode != "overwrite")
         try:
@@ -127,17 +134,21 @@ class IndexWriter:
                 f"Document vectors must have shape ({expected[0]}, {expected[1]}), got {vectors.shape}. "
                 "Use one model for all documents."
             )
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", under="ignore"):
             stored = vectors.astype(self.dtype)
         finite = np.isfinite(stored).all(axis=1)
         if not finite.all():
             docno = docnos[int(np.argmin(finite))]
             advice = "Pass dtype='fp32'." if np.isfinite(vectors).all() else "Check the document and the model."
             raise ValueError(f"The vector of document {docno!r} must be finite in {self.dtype}, got NaN or infinity. {advice}")
+        self._n_underflows += _count_underflows(vectors, stored)
         return stored
 
-    def finish(self) -> None:
-        """Complete the index and put it in place.
+    def complete(self) -> Path:
+        """Write the docnos, the checksums and the metadata.
+
+        Returns:
+            The directory of the complete index, which does not have its final name yet.
 
         Raises:
             ValueError: If no document was added.
@@ -156,24 +167,63 @@ class IndexWriter:
             "vec_size": self.vec_size,
             **self.facts,
         }
-        self._staged.finish(meta)
+        name = get_vectors_name(self.facts["dtype"])
+        self._staged.complete(meta, checked=[DOCNOS_FILE], checked_rows=[name])
+        if self._n_underflows:
+            logger.warning(
+                "%d of %d vectors lost most of their length in %s: their numbers are too small for it. Pass dtype='fp32'.",
+                self._n_underflows,
+                self.count,
+                self.dtype,
+            )
+        return self._staged.new
+
+    def publish(self) -> None:
+        """Put the complete index in place."""
+        self._staged.publish()
+
+    def finish(self) -> None:
+        """Complete the index and put it in place."""
+        self.complete()
+        self.publish()
 
     def abandon(self) -> None:
         """Stop after an error: stored documents stay for ``mode="resume"``; if there are none, everything is deleted."""
         self._staged.abandon()
 
 
-def _check_place(path: Path, mode: str) -> None:
-    """Check that a mode allows what exists at the path of an index."""
+def _count_underflows(vectors: np.ndarray, stored: np.ndarray) -> int:
+    """Count the vectors that are less than half as long after a conversion."""
+    before, after = (np.linalg.norm(rows.astype(np.float64), axis=1) for rows in (vectors, stored))
+    return int((after < before / 2).sum())
+
+
+def check_place(path: Path, mode: str) -> None:
+    """Check that an index can be written to a path in a mode. An empty directory is replaced.
+
+    Raises:
+        FileExistsError: If the mode does not allow what exists there.
+        FileNotFoundError: If the path is a symbolic link to nothing.
+        PermissionError: If the directory cannot be written.
+    """
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(f"{path} is a symbolic link to {path.resolve()}, which does not exist. Delete the link.")
+    place = path.resolve().parent
+    while not place.exists():
+        place = place.parent
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "An index cannot be written to this directory. Choose another path", str(place))
     unfinished = is_unfinished(path)
-    if path.exists() and (mode == "create" or (mode == "resume" and not unfinished)):
+    taken = path.exists() and not (path.is_dir() and not any(path.iterdir()))
+    if taken and (mode == "create" or (mode == "resume" and not unfinished)):
         raise FileExistsError(f"{path} already exists. Pass mode='overwrite' to replace an index, or choose another path.")
-    if path.exists() and not is_index(path):
+    if taken and not is_index(path):
         raise FileExistsError(
             f"{path} exists and is not an index of this package, so it is not overwritten. Choose another path or delete it."
         )
     if mode == "create" and unfinished:
-        raise FileExistsError(
-            f"{get_staging_path(path)} contains an interrupted build. Pass mode='resume' to continue it, or "
-            "mode='overwrite' to start again."
-        )
+        with lock(path):  # or else it is not interrupted
+            raise FileExistsError(
+                f"{get_staging_path(path)} contains an interrupted build. Pass mode='resume' to continue it, or "
+                "mode='overwrite' to start again."
+            )

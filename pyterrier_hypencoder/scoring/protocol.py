@@ -1,4 +1,4 @@
-"""The two protocols of this wing: a back-end prepares q-nets, and the scorer that it returns scores documents."""
+"""The protocols of back-ends and scorers: a back-end prepares q-nets and returns a scorer, which scores documents."""
 
 from __future__ import annotations
 

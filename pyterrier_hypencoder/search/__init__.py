@@ -1,4 +1,4 @@
 """Search: decide which documents of a collection the q-nets score.
 
-The modules of this wing know arrays and scoring callables only: no data frames, texts, files or PyTerrier.
+Its modules use only arrays and scoring callables: no data frames, texts, files or PyTerrier.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -11,14 +12,29 @@ from torch import Tensor
 from ..scoring import Scorer
 from .finite import check_finite
 
-Rows = np.ndarray | Tensor
-"""An array with one row per document: a memory map, or a tensor on the device that computes the scores."""
+
+class RowArray(Protocol):
+    """Rows on disk that are checked when they are read; see :class:`pyterrier_hypencoder.index.checksums.CheckedRows`."""
+
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        ...
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        """Return rows by a slice or an array of docids."""
+        ...
+
+
+Rows = np.ndarray | Tensor | RowArray
+"""An array with one row per document: on disk, in memory, or on the device that computes the scores."""
 
 _SCORED_BYTES = 2**26
 """Size of the vectors that are scored at a time, as float32, if every query scores different documents."""
 
 
-def as_tensor(rows: Rows) -> Tensor:
+def as_tensor(rows: np.ndarray | Tensor) -> Tensor:
     """Return a tensor that shares the memory of an array.
 
     Read-only memory maps are supported. Never write to the tensor: a write to a read-only memory map crashes the process.

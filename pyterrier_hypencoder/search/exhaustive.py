@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .documents import Rows, as_tensor
+from .documents import Rows, as_tensor, take_rows
 from .finite import check_finite
 from .results import Results, select_top_k
 
@@ -41,15 +41,14 @@ def exhaustive_search(
     filters = _Filters(allowed) if allowed is not None and any(ids is not None for ids in allowed) else None
     docids = filters.union if filters is not None else None  # None: all documents
     total = len(vectors) if docids is None else len(docids)
-    rows = as_tensor(vectors)
-    step = max(1, _CHUNK_BYTES // (4 * rows.shape[1]))
+    step = max(1, _CHUNK_BYTES // (4 * vectors.shape[1]))
     best: tuple[Tensor, Tensor] | None = None
     for start in range(0, total, step):
         stop = min(start + step, total)
         ids = np.arange(start, stop) if docids is None else docids[start:stop]
-        block_rows = rows[start:stop] if docids is None else rows[torch.from_numpy(ids)]
-        scores = score(block_rows)  # (Q, n)
-        check_finite(scores, block_rows, torch.from_numpy(ids))
+        rows = as_tensor(vectors[start:stop]) if docids is None else take_rows(vectors, torch.from_numpy(ids))
+        scores = score(rows)  # (Q, n)
+        check_finite(scores, rows, torch.from_numpy(ids))
         if filters is not None:
             scores = filters.apply(scores, ids)
         block = scores, torch.from_numpy(ids).to(scores.device).expand(n_queries, -1)

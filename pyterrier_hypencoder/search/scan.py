@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .documents import Rows, as_tensor
+from .documents import Rows, as_tensor, take_rows
 
 _PRODUCTS_IN_MEMORY = 2**25
 _DEVICE_BYTES = 2**30
@@ -43,29 +43,29 @@ def make_exact_scan(vectors: Rows) -> Scan:
     A single query is multiplied with half-precision vectors in half precision, because that takes three quarters of the
     time. The best products are then computed again in float32, so the documents are those that a batch of queries gets.
     """
-    rows = as_tensor(vectors)
+    is_half = as_tensor(vectors[:1]).dtype == torch.float16
 
     def scan(queries: Tensor, k: int, seen: Tensor) -> tuple[Tensor, Tensor]:
-        rounded = rows.dtype == torch.float16 and (queries.device.type != "cpu" or len(queries) == 1)
+        rounded = is_half and (queries.device.type != "cpu" or len(queries) == 1)
         if not rounded:
-            return _scan_blocks(queries, rows, k, seen, _multiply)
-        values, docids = _scan_blocks(queries, rows, k + k // 4 + _MARGIN, seen, _multiply_in_half)
+            return _scan_blocks(queries, vectors, k, seen, _multiply)
+        values, docids = _scan_blocks(queries, vectors, k + k // 4 + _MARGIN, seen, _multiply_in_half)
         if bool((values == torch.inf).any()):  # too large for half precision
-            return _scan_blocks(queries, rows, k, seen, _multiply)
-        exact = torch.stack([_recompute(*row, rows) for row in zip(queries, values, docids, strict=True)])
+            return _scan_blocks(queries, vectors, k, seen, _multiply)
+        exact = torch.stack([_recompute(*row, vectors) for row in zip(queries, values, docids, strict=True)])
         return _take_best(exact, docids, k)
 
     return scan
 
 
 def _scan_blocks(
-    queries: Tensor, rows: Tensor, k: int, seen: Tensor, multiply: Callable[[Tensor, Tensor], Tensor]
+    queries: Tensor, vectors: Rows, k: int, seen: Tensor, multiply: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Return the documents with the largest products, block by block; see :class:`Scan`."""
-    step = max(1, min(_PRODUCTS_IN_MEMORY // len(queries), _DEVICE_BYTES // rows[:1].nbytes))
+    step = max(1, min(_PRODUCTS_IN_MEMORY // len(queries), _DEVICE_BYTES // as_tensor(vectors[:1]).nbytes))
     parts: list[tuple[Tensor, Tensor]] = []
-    for start in range(0, len(rows), step):
-        products = multiply(queries, rows[start : start + step].to(queries.device))
+    for start in range(0, len(vectors), step):
+        products = multiply(queries, as_tensor(vectors[start : start + step]).to(queries.device))
         products.masked_fill_(seen[:, start : start + step], -torch.inf)
         values, places = products.topk(min(k, products.shape[1]), dim=1, sorted=False)
         parts.append((values, places + start))
@@ -78,10 +78,10 @@ def _take_best(values: Tensor, docids: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return best.values, docids.gather(1, best.indices)
 
 
-def _recompute(query: Tensor, values: Tensor, docids: Tensor, rows: Tensor) -> Tensor:
+def _recompute(query: Tensor, values: Tensor, docids: Tensor, vectors: Rows) -> Tensor:
     """Return inner products (k,) in float32 instead of half precision; -inf, which marks no document, stays."""
-    vectors = rows[docids.to(rows.device)].to(query.device, torch.float32)
-    return (vectors @ query).masked_fill(values == -torch.inf, -torch.inf)
+    rows = take_rows(vectors, docids).to(query.device, torch.float32)
+    return (rows @ query).masked_fill(values == -torch.inf, -torch.inf)
 
 
 def _multiply_in_half(queries: Tensor, rows: Tensor) -> Tensor:

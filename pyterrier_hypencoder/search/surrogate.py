@@ -54,7 +54,7 @@ FALLBACK_ABOVE = 0.05
 FALLBACK_FROM_ROUND = 4
 """First round in which q-nets can count as too far from linear."""
 TRUST_FROM_CORRELATION = 0.97
-"""Rank correlation on the entry points from which on a query vector can end the search after the first round."""
+"""Smallest rank correlation on the entry points at which the search can stop after the first round."""
 _ROUNDS_WITH_ONE_FUNCTION = 2
 
 
@@ -192,8 +192,8 @@ class _Pool:
         """Lower the yield of queries whose query vector ranks the documents like the q-net does.
 
         If both rank the entry points alike, the yield becomes the share of the best documents that are not among the
-        first ``number`` documents of the query vector. That is fewer than the round has scored, so the rest of the
-        round and the entry points are the test set.
+        first ``number`` documents of the query vector. The round has scored more documents than that. The others and the
+        entry points serve as held-out data.
 
         Args:
             functions: The query vectors, (Q, D).

@@ -96,8 +96,8 @@ def _make_rows(config: Config) -> TrainingRows:
 
 def _make_collator(data: DataConfig, encoder: HypencoderDualEncoder, tokenizer: Any) -> Collator:
     """Build the collator, which makes batches of rows."""
-    query_positions = get_max_length(encoder.query_encoder.transformer.config)
-    doc_positions = get_max_length(encoder.passage_encoder.transformer.config)
+    query_positions = get_max_length(encoder.query_encoder.transformer)
+    doc_positions = get_max_length(encoder.passage_encoder.transformer)
     return Collator(
         tokenizer,
         query_max_length=min(data.query_max_length, query_positions),

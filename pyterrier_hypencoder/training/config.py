@@ -96,10 +96,10 @@ class DataConfig:
 
     Args:
         paths: Files (``.jsonl``, ``.jsonl.gz``), directories or patterns.
-        positive: Rule that chooses the positive; this and the next five keys are options of ``RowSampler``.
+        positive: Rule that chooses the positive; this and the next four keys are options of ``RowSampler``.
         negatives_per_row: Number of documents besides the positive.
         positive_type: Type of positives, for ``positive: type``.
-        threshold: Lowest score of positives, for ``positive: score_above``.
+        threshold: Score that positives must exceed, for ``positive: score_above``.
         content: ``auto``, ``text`` or ``tokens``.
         shuffle_buffer: Number of rows in the shuffle buffer.
         on_too_few_items: ``error`` or ``skip``, for rows with too few documents.

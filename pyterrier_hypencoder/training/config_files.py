@@ -67,7 +67,7 @@ def load_config(name: str, overrides: Iterable[str] = ()) -> Config:
 def _read_file(path: Path, above: tuple[Path, ...] = ()) -> Any:
     """Read a file, and merge it over the file that its key ``base`` names."""
     if path.resolve() in above:
-        raise ValueError(f"base: {path} is based on itself. Remove the circle.")
+        raise ValueError(f"base: {path} has a circular ``base`` reference. Remove the cycle.")
     try:
         values = OmegaConf.load(path)
     except (yaml.YAMLError, OSError, OmegaConfBaseException) as err:

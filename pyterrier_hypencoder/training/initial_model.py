@@ -9,6 +9,7 @@ from ..encoders.checkpoint_config import DualEncoderConfig
 from ..encoders.hypencoder import Hypencoder
 from ..encoders.loading import check_encoder
 from ..encoders.networks import HypencoderDualEncoder
+from ..encoders.tokenizer_files import load_tokenizer
 from .collator import Collator
 
 if TYPE_CHECKING:
@@ -54,13 +55,13 @@ def prepare_training(model: Any, *, shared: bool) -> InitialModel:
         else:
             encoder = dense_start.from_dense(name, shared_encoder=shared, **options)
     backbone = encoder.config.query_encoder_kwargs.get("model_name_or_path", "")
-    tokenizer = hub.load_tokenizer(name, revision, backbone)
+    tokenizer = load_tokenizer(name, revision, backbone)
     collator = Collator(
         tokenizer,
-        query_max_length=min(model.query_max_length, hub.get_max_length(encoder.query_encoder.transformer.config)),
-        doc_max_length=min(model.doc_max_length, hub.get_max_length(encoder.passage_encoder.transformer.config)),
-        query_prefix=model.query_prefix,
-        doc_prefix=model.doc_prefix,
+        query_max_length=min(model.query_max_length, hub.get_max_length(encoder.query_encoder.transformer)),
+        doc_max_length=min(model.doc_max_length, hub.get_max_length(encoder.passage_encoder.transformer)),
+        query_prefix=model.prefixes["query"],
+        doc_prefix=model.prefixes["document"],
     )
     return InitialModel(encoder, tokenizer, collator, model.options(skip=("pooling", "normalize", "qnet")))
 
@@ -96,7 +97,7 @@ def build_initial_model(config: ModelConfig) -> tuple[HypencoderDualEncoder, Any
         source = str(config.backbone)
         encoder = _build_on_backbone(config, source)
     backbone = encoder.config.query_encoder_kwargs.get("model_name_or_path", "")
-    return encoder, hub.load_tokenizer(config.tokenizer or source, None, backbone)
+    return encoder, load_tokenizer(config.tokenizer or source, None, backbone)
 
 
 def _load_checkpoint(config: ModelConfig, source: str) -> HypencoderDualEncoder:

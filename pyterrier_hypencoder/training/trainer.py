@@ -123,8 +123,8 @@ class HypencoderTrainer:
         Args:
             rows: Sampled rows. They are split over processes and, if the run resumes, skipped here.
             collator: Collator of the rows. None uses the lengths and prefixes of the model.
-            validate: Function that measures a checkpoint every ``eval_steps``. Without this argument it is called every
-                ``save_steps``, and without both ten times in the run.
+            validate: Function that measures a checkpoint. It runs every ``eval_steps``, or every ``save_steps`` if that is
+                not set. If neither is set, it runs ten times in the run.
             best: Measure that chooses the best checkpoint. Checkpoints are then saved when they are validated. None keeps
                 the last one.
             resume: If True, continue from the last checkpoint in ``output_dir``, or start if there is none.

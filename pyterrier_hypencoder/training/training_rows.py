@@ -26,8 +26,8 @@ class TrainingRows(torch.utils.data.IterableDataset[SampledRow]):
     parses all rows, so all processes still get the same number.
 
     The sample of a row depends only on the seed, the epoch, the position of its file in the list, and its line. The number
-    of processes and of ``DataLoader`` workers does not change it. Each worker reads its own files, so more workers than
-    files bring nothing, and only zero or one worker keeps the order of the rows.
+    of processes and of ``DataLoader`` workers does not change it. Each worker reads its own files, so using
+    more workers than files has no benefit, and only zero or one worker keeps the order of the rows.
 
     Attributes can be changed until the iteration starts.
 

@@ -1,4 +1,8 @@
-"""Filters: the documents that each query may return, given as an option, as a column, or both."""
+"""Filters: the documents that each query may return, given as an option, as a column, or both.
+
+This module translates docnos into docids. The searches apply the filters: exhaustive search in
+:mod:`pyterrier_hypencoder.search.exhaustive`, graph and surrogate search in :mod:`pyterrier_hypencoder.search.documents`.
+"""
 
 from __future__ import annotations
 

@@ -18,10 +18,11 @@ from ..encoders.base import Encoder
 from ..encoders.columns import TextField, join_text, list_text_fields
 from ..encoders.loading import check_encoder
 from ..identity import ByArguments
+from ..index.files import resolve_path
 from ..index.graph_builder import check_graph_options, open_or_build_graph
 from ..index.reader import IndexReader
 from ..index.staging import check_same_build, discard_leftovers, is_unfinished
-from ..index.writer import MODES, IndexWriter, is_index, prepare_metadata
+from ..index.writer import MODES, IndexWriter, check_place, is_index, prepare_metadata
 from ..options import check_choice, check_positive
 from .pipeline import IndexedPipeline, bind_retrievers, list_retrievers
 
@@ -46,7 +47,7 @@ class DocumentIndexer(ByArguments, pt.Indexer, ABC):
         graph_k: int | None = None,
         verbose: bool = False,
     ) -> None:
-        self.path = path
+        self.path = resolve_path(path)
         self.model = model
         self.mode = mode
         self.dtype = dtype
@@ -86,9 +87,9 @@ class DocumentIndexer(ByArguments, pt.Indexer, ABC):
         self._check_options()
         path = Path(self.path)
         documents = iter.to_dict("records") if isinstance(iter, pd.DataFrame) else iter
+        if not self._is_complete(path):
+            check_place(path, self.mode)
         self._build(path, pt.tqdm(documents, desc=f"indexing {path.name}", unit="doc", disable=not self.verbose))
-        if self.graph_k is not None:
-            open_or_build_graph(IndexReader(path), self.graph_k, verbose=self.verbose)
         return self.open_index(path)
 
     def _check_options(self) -> None:
@@ -102,7 +103,7 @@ class DocumentIndexer(ByArguments, pt.Indexer, ABC):
                 raise ImportError("graph_k requires faiss: pip install faiss-cpu")
         if self.model is not None:
             check_encoder(self.model)
-        if not isinstance(self.path, str | Path) or not Path(self.path).name:
+        if not isinstance(self.path, Path) or not self.path.name:
             raise ValueError(f"path must be the name of the index directory, got {self.path!r}.")
 
     def _build(self, path: Path, documents: Iterable[Document]) -> None:
@@ -121,8 +122,9 @@ class DocumentIndexer(ByArguments, pt.Indexer, ABC):
             "model": None if self.model is None else self.model.record(),
             "text_field": None if has_vectors else self.text_field,
         }
-        if self.mode == "resume" and is_index(path) and not is_unfinished(path):
-            return _check_complete(path, prepare_metadata(self.dtype, facts), stream)
+        if self._is_complete(path):
+            _check_complete(path, prepare_metadata(self.dtype, facts), stream)
+            return self._build_graph(path)
         writer = IndexWriter(path, mode=self.mode, dtype=self.dtype, facts=facts)
         try:
             _skip_stored(stream, writer.stored_docnos(), writer.count)
@@ -130,10 +132,20 @@ class DocumentIndexer(ByArguments, pt.Indexer, ABC):
                 docnos = [document["docno"] for document in batch]
                 writer.check(docnos)
                 writer.add(docnos, self._make_vectors(batch, has_vectors, writer.vec_size))
-            writer.finish()
+            self._build_graph(writer.complete())
+            writer.publish()
         except BaseException:
             writer.abandon()
             raise
+
+    def _is_complete(self, path: Path) -> bool:
+        """Return True if a build is to be resumed that is complete already."""
+        return self.mode == "resume" and is_index(path) and not is_unfinished(path)
+
+    def _build_graph(self, folder: Path) -> None:
+        """Build the neighbour graph of an index, which need not have its final name yet."""
+        if self.graph_k is not None:
+            open_or_build_graph(IndexReader(folder), self.graph_k, verbose=self.verbose)
 
     def _make_vectors(self, batch: list[Document], has_vectors: bool, vec_size: int | None) -> np.ndarray:
         if self.model is None or has_vectors:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -14,9 +16,14 @@ from ..encoders.base import Encoder
 from ..encoders.loading import check_encoder, load_recorded_encoder
 from ..encoders.stages import make_qnets, narrow_qnets
 from ..identity import ByArguments
-from ..index.files import read_file_version
+from ..index.files import read_file_version, resolve_path
 from ..index.reader import IndexReader
 from ..qnet import QNets
+
+_ATTEMPTS = 20
+"""Attempts to use an index that is replaced at the same time."""
+
+Found = TypeVar("Found")
 
 
 class IndexTransformer(ByArguments):
@@ -47,7 +54,7 @@ class IndexTransformer(ByArguments):
             ValueError: If the constructor has no such argument.
         """
         self._check_parameter(name)
-        setattr(self, "_index" if name == "index" else name, value)
+        setattr(self, "_index" if name == "index" else name, resolve_path(value) if name == "index" else value)
 
     def _check_parameter(self, name: str) -> None:
         names = list(self._get_arguments())
@@ -66,6 +73,17 @@ class IndexTransformer(ByArguments):
             return shared
         return self._open("reader", read_file_version(path), lambda: IndexReader(path))
 
+    def _read_index(self, use: Callable[[IndexReader], Found]) -> Found:
+        """Use one state of the index, and again if an error occurs because the index was replaced in the meantime."""
+        for _ in range(_ATTEMPTS):
+            reader = self._open_reader()
+            try:
+                return use(reader)
+            except (OSError, ValueError):
+                if reader.is_current():
+                    raise
+        return use(self._open_reader())
+
     def _get_model(self) -> Encoder | None:
         """Return the model that was passed, or else the model recorded in the index; None if there is neither."""
         if self.model is not None:
@@ -78,9 +96,9 @@ class IndexTransformer(ByArguments):
             return self._index.model(device=self.device)
         return self._open("recorded", (str(record), self.device), lambda: load_recorded_encoder(record, device=self.device))
 
-    def _make_fitting_qnets(self, queries: pd.DataFrame) -> QNets:
+    def _make_fitting_qnets(self, reader: IndexReader, queries: pd.DataFrame) -> QNets:
         """Return the q-nets of a frame's queries, narrowed to ``qnet_width``, after checking that they fit the index."""
-        reader, model = self._open_reader(), self._get_model()
+        model = self._get_model()
         if "query_vec" not in queries.columns and model is not None:
             self._check_model_fits(reader, model)
         qnets = make_qnets(queries, model, reader.vec_size)
@@ -107,7 +125,7 @@ def get_index_path(index: Any) -> Path | None:
         ValueError: If it is neither.
     """
     path = getattr(index, "path", index)
-    if path is not None and not isinstance(path, str | Path):
+    if path is not None and not isinstance(path, str | os.PathLike):
         raise ValueError(f"index must be a HypencoderIndex or its path, got {index!r}. Pass an encoder as model=...")
     return None if path is None else Path(path)
 

@@ -12,17 +12,16 @@ import pyterrier as pt
 
 from .. import scoring
 from ..encoders.base import Encoder
-from ..index.files import read_file_version
+from ..index.files import read_file_version, resolve_path
 from ..index.inner_product import FACTS_FILE, is_built
 from ..index.neighbour_graph import NeighbourGraph, has_graph, open_graph
 from ..index.reader import IndexReader
-from ..options import check_choice, check_non_negative, check_number, check_positive, list_items
 from ..qnet import QNets
-from ..search.choose import ALGORITHMS, choose_algorithm
+from ..search.choose import choose_algorithm
 from ..search.entry_points import SEED, default_n_initial, draw_entry_points
 from ..search.exhaustive import exhaustive_search
 from ..search.finite import NonFiniteScoreError
-from ..search.graph import VARIANTS, graph_search
+from ..search.graph import graph_search
 from ..search.results import Results
 from ..search.scan import Scan
 from ..search.surrogate import surrogate_search
@@ -31,11 +30,10 @@ from .filters import count_allowed, find_allowed, read_filters
 from .opened import IndexTransformer
 from .result_frames import build_result_frame, check_topics, list_statistics, split_candidates
 from .scans import open_scan
+from .search_options import check_search_options
 
 logger = logging.getLogger(__name__)
 
-MIN_SURROGATE_DOCUMENTS = 16
-"""Smallest number of documents for ``n_initial`` and ``n_per_round``: fewer do not determine a linear function."""
 MIN_PER_ROUND = 250
 """Default of ``n_per_round`` for small ``num_results``."""
 
@@ -137,7 +135,7 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         precision: str = "auto",
         qnet_width: int | None = None,
     ) -> None:
-        self._index = index
+        self._index = resolve_path(index)
         self.model = model
         self.num_results = num_results
         self.batch_size = batch_size
@@ -185,15 +183,18 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
             ValueError: If an option, a query or a docno is not valid, or the model does not fit the index.
             FileNotFoundError: If there is no index, or no neighbour graph for ``graph``.
         """
-        self._check_options()
+        check_search_options(self)
         check_topics(inp, allow_candidates=self.algorithm != "exhaustive")
         topics, candidates = split_candidates(inp)
-        results, docnos = Results([], []), []
-        if len(topics):
-            reader = self._open_reader()
+        statistics = list_statistics(self.algorithm) if self.return_stats else {}
+        if not len(topics):
+            return build_result_frame(topics, Results([], []), [], statistics)
+
+        def search(reader: IndexReader) -> pd.DataFrame:
             results = self._search(reader, topics, candidates)
-            docnos = [reader.docnos.at(docids) for docids in results.docids]
-        return build_result_frame(topics, results, docnos, list_statistics(self.algorithm) if self.return_stats else {})
+            return build_result_frame(topics, results, [reader.docnos.at(docids) for docids in results.docids], statistics)
+
+        return self._read_index(search)
 
     def index(self, iter: Any, **kwargs: Any) -> Any:
         """Raise an error: a retriever cannot index.
@@ -218,22 +219,6 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
     def subtransformers(self) -> dict[str, Any]:
         """Return an empty dictionary, because index and model are not stages of a pipeline."""
         return {}
-
-    def _check_options(self) -> None:
-        check_choice("algorithm", self.algorithm, ALGORITHMS)
-        check_choice("precision", self.precision, scoring.PRECISIONS)
-        check_choice("variant", self.variant, VARIANTS)
-        counts = ("num_results", "batch_size", "initial_candidates", "n_candidates", "max_iter", "graph_k", "max_rounds")
-        for name in counts:
-            check_positive(name, getattr(self, name))
-        for name in ("n_initial", "n_per_round"):
-            if getattr(self, name) is not None:
-                check_positive(name, getattr(self, name), MIN_SURROGATE_DOCUMENTS)
-        check_non_negative("seed", self.seed)
-        check_number("ridge", self.ridge, 1e-4)
-        if self.entry_points is not None and not list_items("entry_points", self.entry_points, str, "docnos"):
-            raise ValueError(f"entry_points must be a collection with at least one docno, got {self.entry_points!r}.")
-        scoring.resolve_device(self.device)
 
     def _search(self, reader: IndexReader, topics: pd.DataFrame, candidates: list[list[str]] | None) -> Results:
         """Search for all topics, batch by batch."""
@@ -262,7 +247,7 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         candidates: list[list[str]] | None,
         progress: Callable[[int], object],
     ) -> Results:
-        qnets = self._make_fitting_qnets(batch)
+        qnets = self._make_fitting_qnets(reader, batch)
         try:
             return self._search_with(reader, qnets, allowed, candidates, progress)
         except NonFiniteScoreError as err:
@@ -342,7 +327,7 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         return graph_search(
             score,
             reader.vectors,
-            self._open_graph(reader).edges_data,
+            self._open_graph(reader).edges,
             entry_points,
             len(qnets),
             self.num_results,
@@ -379,8 +364,7 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         )
 
     def _open_graph(self, reader: IndexReader) -> NeighbourGraph:
-        key = read_file_version(reader.path), self.graph_k
-        return self._open("graph", key, lambda: open_graph(reader, self.graph_k))
+        return self._open("graph", (reader.version, self.graph_k), lambda: open_graph(reader, self.graph_k))
 
     def _open_scan(self, reader: IndexReader) -> Scan | None:
         return self._open("scan", _read_inner_product_version(reader), lambda: open_scan(reader))
@@ -391,7 +375,7 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
 
 def _read_inner_product_version(reader: IndexReader) -> tuple[Any, ...]:
     """Return a value that changes if the index or its inner-product index is replaced."""
-    return read_file_version(reader.path), read_file_version(reader.path, FACTS_FILE)
+    return reader.version, read_file_version(reader.folder, FACTS_FILE)
 
 
 def _count_as_queries(progress: Any, queries_per_document: float) -> Callable[[int], object]:

@@ -11,8 +11,10 @@ import torch
 from ..encoders.base import Encoder
 from ..encoders.columns import TextField, read_docnos
 from ..encoders.stages import TextScorer
+from ..index.files import resolve_path
+from ..index.reader import IndexReader
 from ..qnet import QNets
-from ..search.finite import check_finite
+from ..search.finite import NonFiniteScoreError, check_finite
 from .example import build_example_index
 from .opened import IndexTransformer, gather_vectors
 
@@ -69,7 +71,7 @@ class HypencoderScorer(IndexTransformer, TextScorer):
             qnet_width=qnet_width,
             verbose=verbose,
         )
-        self._index = index
+        self._index = resolve_path(index)
 
     @classmethod
     def example(cls) -> HypencoderScorer:
@@ -79,12 +81,18 @@ class HypencoderScorer(IndexTransformer, TextScorer):
         """
         return cls(build_example_index())
 
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Score and rank a result frame; see :meth:`TextScorer.transform`."""
+        if self._index is None or not len(inp):
+            return super().transform(inp)
+        return self._read_index(lambda reader: _PinnedScorer(self, reader).transform(inp))
+
     def _list_document_columns(self) -> list[list[str]]:
         return super()._list_document_columns() if self._index is None else [[], ["doc_vec"]]
 
     def _make_qnets(self, queries: pd.DataFrame) -> QNets:
         if self._index is not None:
-            return self._make_fitting_qnets(queries)
+            return self._make_fitting_qnets(self._open_reader(), queries)
         return super()._make_qnets(queries)
 
     def _make_vector_lookup(self, frame: pd.DataFrame) -> Any:
@@ -113,14 +121,45 @@ class HypencoderScorer(IndexTransformer, TextScorer):
             ValueError: If a docid is not in the index, or a score is NaN or infinite.
         """
         docids = np.asarray(docids, dtype=np.int64)
-        reader = self._open_reader()
-        if docids.size and not (0 <= docids.min() and docids.max() < reader.doc_count):
-            raise ValueError(
-                f"docids must be between 0 and {reader.doc_count - 1}, got {docids.min()} to {docids.max()}. Use docids of "
-                f"the index at {reader.path}."
-            )
-        qnets = self._make_fitting_qnets(pd.DataFrame({"query_vec": list(np.atleast_2d(query_vecs))}))
-        vectors = gather_vectors(reader, docids)
-        scores = self._score(qnets, vectors)
-        check_finite(scores, vectors, torch.from_numpy(docids))
-        return scores.cpu().numpy()
+        frame = pd.DataFrame({"query_vec": list(np.atleast_2d(query_vecs))})
+
+        def score(reader: IndexReader) -> np.ndarray:
+            if docids.size and not (0 <= docids.min() and docids.max() < reader.doc_count):
+                raise ValueError(
+                    f"docids must be between 0 and {reader.doc_count - 1}, got {docids.min()} to {docids.max()}. Use docids "
+                    f"of the index at {reader.path}."
+                )
+            qnets = self._make_fitting_qnets(reader, frame)
+            vectors = gather_vectors(reader, docids)
+            scores = self._score(qnets, vectors)
+            try:
+                check_finite(scores, vectors, torch.from_numpy(docids))
+            except NonFiniteScoreError as err:
+                docno = reader.docnos.at(np.array([err.docid]))[0]
+                raise ValueError(err.explain(str(err.query), repr(docno), qnets)) from err
+            return scores.cpu().numpy()
+
+        return self._read_index(score)
+
+
+class _PinnedScorer(HypencoderScorer):
+    """A scorer during one call, which reads one state of the index throughout.
+
+    Args:
+        scorer: The scorer.
+        reader: The opened index.
+    """
+
+    def __init__(self, scorer: HypencoderScorer, reader: IndexReader) -> None:
+        self.__dict__.update(scorer.__dict__)
+        self._scorer = scorer
+        self._reader = reader
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        return TextScorer.transform(self, inp)
+
+    def _open_reader(self) -> IndexReader:
+        return self._reader
+
+    def _get_model(self) -> Encoder | None:
+        return self._scorer._get_model()

@@ -9,6 +9,7 @@ import pandas as pd
 import pyterrier as pt
 
 from ..encoders.columns import read_docnos
+from ..index.files import resolve_path
 from .example import build_example_index
 from .opened import IndexTransformer, gather_vectors
 
@@ -33,7 +34,7 @@ class VecLoader(IndexTransformer, pt.Transformer):
     model = None
 
     def __init__(self, index: Any) -> None:
-        self._index = index
+        self._index = resolve_path(index)
 
     @classmethod
     def example(cls) -> VecLoader:
@@ -56,8 +57,8 @@ class VecLoader(IndexTransformer, pt.Transformer):
         pt.validate.columns(inp, includes=["docno"])
         vectors: list[np.ndarray] = []
         if len(inp):
-            reader = self._open_reader()
-            vectors = list(gather_vectors(reader, reader.docnos.require(read_docnos(inp))).numpy())
+            docnos = read_docnos(inp)
+            vectors = self._read_index(lambda reader: list(gather_vectors(reader, reader.docnos.require(docnos)).numpy()))
         return inp.assign(doc_vec=pd.Series(vectors, index=inp.index, dtype=object))
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer:

@@ -14,8 +14,9 @@ pytest.importorskip("accelerate")
 transformers = pytest.importorskip("transformers")
 
 from pyterrier_hypencoder import Hypencoder, HypencoderIndexer, HypencoderTrainer  # noqa: E402
-from pyterrier_hypencoder.encoders import checkpoint, hub  # noqa: E402
+from pyterrier_hypencoder.encoders import checkpoint  # noqa: E402
 from pyterrier_hypencoder.encoders.checkpoint_config import DualEncoderConfig  # noqa: E402
+from pyterrier_hypencoder.encoders.tokenizer_files import load_tokenizer  # noqa: E402
 from pyterrier_hypencoder.training.collator import Collator  # noqa: E402
 from pyterrier_hypencoder.training.row_sampler import RowSampler  # noqa: E402
 from pyterrier_hypencoder.training.training_rows import TrainingRows  # noqa: E402
@@ -35,7 +36,7 @@ TOKENS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id
 
 @pytest.fixture(scope="module")
 def tokenizer(golden):
-    return hub.load_tokenizer(str(golden / "tiny_6l_cls_shared"), None)
+    return load_tokenizer(str(golden / "tiny_6l_cls_shared"), None)
 
 
 def dual_encoder(tokenizer, query: str, passage: str, *, shared: bool = False, pooling: str = "mean", normalize: bool = False):

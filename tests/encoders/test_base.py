@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -167,6 +169,67 @@ def test_record_rebuilds_the_encoder(golden, bert):
         assert type(again) is type(model)
         assert again.fingerprint == model.fingerprint
         assert again.doc_max_length == model.doc_max_length
+
+
+@pytest.mark.parametrize("dtype", ["auto", "fp32", "bf16"])
+def test_record_states_the_precision_of_documents(golden, bert, dtype, monkeypatch):
+    """``auto`` is resolved, because it depends on the machine."""
+    from pyterrier_hypencoder.encoders import biencoder
+
+    for native in (True, False):
+        monkeypatch.setattr(biencoder, "_has_native_bf16", lambda device, native=native: native)
+        models = [make_bi_encoder(bert, dtype=dtype), Hypencoder(golden / "tiny_6l_cls_shared", device="cpu", dtype=dtype)]
+        expected = {"auto": ["bf16" if native else "fp32", "fp32"], "fp32": ["fp32"] * 2, "bf16": ["bf16"] * 2}[dtype]
+        assert [model.record()["precision"] for model in models] == expected
+        assert load_recorded_encoder(models[0].record()).dtype == dtype
+
+
+@pytest.mark.parametrize("record", [None, [], {"class": "BiEncoder"}, {"class": "BiEncoder", "name": 5}])
+def test_damaged_record_is_an_error(record):
+    with pytest.raises(ValueError, match="of the index"):
+        load_recorded_encoder(record)
+
+
+@pytest.mark.parametrize("options", [{"device": "cpu"}, {"name_or_path": "x"}, {"colour": 1}, ["x"]])
+def test_unknown_options_in_a_record_are_an_error(options):
+    with pytest.raises(ValueError, match="of the index|The index records"):
+        load_recorded_encoder({"class": "BiEncoder", "name": "x", "revision": None, "options": options})
+
+
+def test_trust_in_code_is_not_recorded(bert):
+    assert "trust_remote_code" not in make_bi_encoder(bert, trust_remote_code=True).record()["options"]
+
+
+def test_threads_encode_with_one_encoder(bert):
+    """Queries and documents are cut at different lengths at the same time."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    model, text = make_bi_encoder(bert, query_max_length=8, doc_max_length=60), "planet orbit court judge " * 40
+    query, document = model.encode_queries([text]).flatten().numpy(), model.encode_docs([text])
+
+    def encode(i):
+        found = model.encode_queries([text]).flatten().numpy() if i % 2 else model.encode_docs([text])
+        return np.abs(found - (query if i % 2 else document)).max()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert max(pool.map(encode, range(200))) < 1e-5
+
+
+@pytest.mark.slow
+def test_long_texts_take_little_memory(bert):
+    """Memory is measured in a process of its own, because other tests have used more before."""
+    script = f"""
+import resource
+from pyterrier_hypencoder import BiEncoder
+model = BiEncoder({str(bert)!r}, device="cpu", doc_max_length=32)
+model.encode_docs(["word"])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model.encode_docs(["word " * 60000] * 64)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.splitlines()[-1]) < 100
 
 
 def test_record_of_unknown_class_is_refused():

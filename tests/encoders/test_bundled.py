@@ -19,7 +19,7 @@ from pyterrier_hypencoder.encoders import checkpoint, hub
 from pyterrier_hypencoder.encoders.loading import load_encoder, load_recorded_encoder  # noqa: E402
 
 NAME = "hypencoder-minilm"
-FOLDER = Path(pyterrier_hypencoder.__file__).parent / "encoders" / "models" / NAME
+FOLDER = Path(pyterrier_hypencoder.__file__).parent / "models" / NAME
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 

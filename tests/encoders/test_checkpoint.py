@@ -163,7 +163,7 @@ def test_saving_in_another_format_replaces_the_weight_file(golden, tmp_path):
     model, _ = checkpoint.load(str(golden / NAME))
     checkpoint.save(model, tmp_path, format="safetensors")
     checkpoint.save(model, tmp_path, format="bin")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "pytorch_model.bin"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checksums.json", "config.json", "pytorch_model.bin"]
     with pytest.raises(ValueError, match="bin"):
         checkpoint.save(model, tmp_path, format="onnx")
 

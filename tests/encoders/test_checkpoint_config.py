@@ -25,6 +25,7 @@ def test_old_key_head_start_is_readable_and_written_as_head_init(bert, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["query_encoder_kwargs"]["head_start"] = config["query_encoder_kwargs"].pop("head_init")
     (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "checksums.json").unlink()
 
     loaded, _ = checkpoint.load(str(tmp_path))
     ids, mask = torch.tensor([[2, 7, 9, 3]]), torch.ones(1, 4, dtype=torch.long)
@@ -63,6 +64,7 @@ def test_qnet_options_override_the_checkpoint(golden, sentences, topics, tmp_pat
     config = json.loads((edited / "config.json").read_text())
     config["query_encoder_kwargs"]["converter_kwargs"]["do_residual"] = False
     (edited / "config.json").write_text(json.dumps(config))
+    (edited / "checksums.json").unlink()
     copy_tokenizer(edited)
     overridden = Hypencoder(golden / NAME, device="cpu", qnet={"do_residual": False})
     models = [overridden, Hypencoder(edited, device="cpu"), Hypencoder(golden / NAME, device="cpu")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,19 @@ V1_INDEX = Path(__file__).parents[1] / "fixtures" / "v1.hyp"
 
 
 def read_tree(folder: Path) -> dict[str, bytes | None]:
-    """Return the content of everything below a folder; None for folders. Locks are left out, because they have no content."""
+    """Return the content of everything below a folder; None for folders. Lock files are left out: they have no content."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in sorted(folder.rglob("*"))
-        if path.name != "lock"
+        if path.suffix != ".lock"
     }
+
+
+def edit_meta(folder: Path, **changes: Any) -> None:
+    """Change the metadata of a directory, and switch their checksum off. A value ``"gone"`` removes a key."""
+    meta = json.loads((folder / "pt_meta.json").read_text()) | changes | {"checksum": None}
+    meta = {key: value for key, value in meta.items() if value != "gone"}
+    (folder / "pt_meta.json").write_text(json.dumps(meta))
 
 
 def write_index(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from pyterrier_hypencoder.encoders import checkpoint, hub
+from pyterrier_hypencoder.encoders import checkpoint
+from pyterrier_hypencoder.encoders.tokenizer_files import load_tokenizer
 from pyterrier_hypencoder.training.collator import Collator
 from pyterrier_hypencoder.training.row_sampler import RowSampler
 from pyterrier_hypencoder.training.trainer import HypencoderTrainer
@@ -23,7 +24,7 @@ def main(options: dict) -> None:
     trainer = HypencoderTrainer(
         encoder,
         options["output_dir"],
-        tokenizer=hub.load_tokenizer(options["model"], None),
+        tokenizer=load_tokenizer(options["model"], None),
         losses=["margin_mse", "in_batch_ce", "in_batch_ce_all"],
         batch_size=2,
         max_steps=3,

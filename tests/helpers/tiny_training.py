@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pyterrier_hypencoder import HypencoderTrainer
-from pyterrier_hypencoder.encoders import checkpoint, hub
+from pyterrier_hypencoder.encoders import checkpoint, tokenizer_files
 from pyterrier_hypencoder.encoders.checkpoint_config import DualEncoderConfig
 from pyterrier_hypencoder.encoders.networks import HypencoderDualEncoder
 from pyterrier_hypencoder.training.collator import Collator
@@ -25,7 +25,7 @@ BASE_MATRIX = "query_encoder.hyper_base_matrices.0"
 @cache
 def load_tokenizer() -> Any:
     """Return the tokenizer of the golden checkpoints."""
-    return hub.load_tokenizer(str(GOLDEN / "tiny_6l_cls_shared"), None)
+    return tokenizer_files.load_tokenizer(str(GOLDEN / "tiny_6l_cls_shared"), None)
 
 
 def make_encoder(
@@ -34,6 +34,7 @@ def make_encoder(
     shared: bool = False,
     architecture: str = "HypencoderDualEncoder",
     dropout: float = 0.0,
+    seed: int = 1,
 ) -> HypencoderDualEncoder:
     """Build a dual encoder of 24 dimensions with random weights."""
     backbone = json.loads((GOLDEN / "tiny_base_bert" / "config.json").read_text())
@@ -49,7 +50,7 @@ def make_encoder(
         shared_encoder=shared,
         extra={"backbone_configs": {"query": backbone, "passage": backbone}},
     )
-    return checkpoint.build(config, seed=1)
+    return checkpoint.build(config, seed=seed)
 
 
 def make_rows(path: Path, **options: Any) -> TrainingRows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,47 @@ def test_write_docnos_replaces_half_a_file(tmp_path):
     assert list(write(tmp_path / "x", ["a", "b"])) == ["a", "b"]
 
 
+@pytest.mark.parametrize("every", [2, 100, 3000])
+def test_long_docnos_cost_no_space_for_the_short_ones(tmp_path, every):
+    docnos = [f"{i}-{'x' * 4000 if i % every == 0 else ''}" for i in range(3000)]
+    written = write(tmp_path / "x", docnos)
+    assert (tmp_path / "x").stat().st_size < 5 * sum(map(len, docnos)) + 16 * 3000 + 1000
+    tracemalloc.start()
+    assert written.at(np.arange(3000)).tolist() == docnos
+    short = np.arange(1, 3000, every + 1 if every == 2 else 1)[:1000].repeat(20)
+    found = written.find(written.at(short))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(found, short)
+    assert peak < 40 * sum(map(len, docnos)) + 10_000_000
+
+
+def test_a_long_docno_makes_lookups_of_short_ones_no_more_expensive(tmp_path):
+    """An array of strings takes the space of the longest one for all: here 80 MB."""
+    docnos = write(tmp_path / "x", ["y" * 4096, *(f"d{i}" for i in range(2000))])
+    names = docnos.at(np.arange(20_000) % 2001)
+    tracemalloc.start()
+    found = docnos.find(names)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(found, np.arange(20_000) % 2001)
+    assert peak < 20_000_000
+
+
+def test_out_of_memory_is_not_reported_as_damage(tmp_path, monkeypatch):
+    write_docnos(tmp_path / "x", ["a", "b"])
+    for error in (MemoryError("too much"), OSError(24, "Too many open files", "x")):
+
+        def fail(path: Path, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(docnos_module, "Lookup", fail)
+        with pytest.raises(
+            type(error), match=str(error.args[-1]) if isinstance(error, MemoryError) else "Too many open files"
+        ):
+            Docnos(tmp_path / "x", 2)
+
+
 DAMAGES = {
     "missing": None,
     "empty": b"",
@@ -110,12 +152,12 @@ DAMAGES = {
 def test_a_file_of_another_format_is_an_error(tmp_path, damage):
     if DAMAGES[damage] is not None:
         (tmp_path / "x").write_bytes(DAMAGES[damage])
-    with pytest.raises(ValueError, match="are missing or damaged .* Copy the index again or rebuild it"):
+    with pytest.raises(ValueError, match="are (missing|damaged).* Copy the index again or rebuild it"):
         Docnos(tmp_path / "x", 3)
 
 
 def test_a_directory_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="missing or damaged"):
+    with pytest.raises(ValueError, match="must be a regular file"):
         Docnos(tmp_path, 3)
 
 

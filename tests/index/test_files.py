@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 
 import pytest
 from indexes import write_index
 
-from pyterrier_hypencoder.index.files import publish_file, read_file_version, read_meta, write_json
+from pyterrier_hypencoder.index.files import read_file_version, read_json, read_meta, replace_file, resolve_path, write_json
 
 
 def test_read_file_version_changes_when_an_index_is_replaced(tmp_path):
@@ -45,9 +46,64 @@ def test_write_json_keeps_the_old_file_if_it_fails(tmp_path, monkeypatch):
     assert read_meta(tmp_path) == {"a": 1}
 
 
-def test_publish_file_flushes_before_it_renames(tmp_path, monkeypatch):
-    part, file, calls = tmp_path / "x.part", tmp_path / "x", []
-    part.write_text("complete")
+def test_replace_file_flushes_before_it_renames(tmp_path, monkeypatch):
+    file, calls = tmp_path / "x", []
     monkeypatch.setattr(os, "fsync", lambda _: calls.append(file.exists()))
-    publish_file(part, file)
+    with replace_file(file) as part:
+        part.write_text("complete")
     assert calls == [False] and file.read_text() == "complete" and not part.exists()
+
+
+def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_no_part(tmp_path, monkeypatch):
+    file = tmp_path / "x.json"
+    write_json(file, {"a": 1})
+
+    def fail(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left on device: .*x.json") as caught:
+        write_json(file, {"a": 2})
+    assert caught.value.filename == str(file)
+    assert read_json(file) == {"a": 1} and [entry.name for entry in tmp_path.iterdir()] == ["x.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "cannot be parsed"),
+        (b"[" * 100_000, "cannot be parsed"),
+        (b'{"a":' * 100_000, "cannot be parsed"),
+        (b"\xff\xfe", "cannot be parsed"),
+        (b"[]", "must contain a JSON object, got list"),
+        (b" " * (2**26 + 1), "must have at most 67,108,864 bytes"),
+    ],
+    ids=["cut", "deep list", "deep object", "binary", "list", "large"],
+)
+def test_read_json_names_a_damaged_file(tmp_path, content, message):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"x\.json .*{message}.* Copy the directory again"):
+        read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "directory", "device"])
+def test_read_json_refuses_what_is_not_a_file(tmp_path, kind):
+    file = tmp_path / "x.json"
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "directory":
+        file.mkdir()
+    else:
+        file.symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=r"x\.json must be a regular file"):
+        read_json(file)
+
+
+def test_resolve_path_is_independent_of_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert resolve_path("x.hyp") == tmp_path / "x.hyp" == resolve_path(os.path.join("a", "..", "x.hyp"))
+    assert resolve_path("~/x.hyp").as_posix() == "/home/me/x.hyp"
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    assert resolve_path(tmp_path / "link") == tmp_path / "link"
+    assert resolve_path(None) is None and resolve_path(3) == 3 and resolve_path("") == ""

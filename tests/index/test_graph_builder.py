@@ -14,7 +14,7 @@ from golden_checkpoints import FOLDERS, Golden
 from indexes import V1_INDEX, find_true_neighbours, make_clusters, read_tree, write_index
 
 from pyterrier_hypencoder import HypencoderIndex, HypencoderIndexer
-from pyterrier_hypencoder.index import approximate_search, nearest
+from pyterrier_hypencoder.index import approximate_neighbours, nearest, staging
 from pyterrier_hypencoder.index.graph_builder import build_graph, open_or_build_graph
 from pyterrier_hypencoder.index.layout import EDGES_FILE, WEIGHTS_FILE
 from pyterrier_hypencoder.index.nearest import NeighbourFinder
@@ -69,7 +69,7 @@ def test_weights_are_negative_distances(tmp_path, vectors, dtype):
     reader = write_index(tmp_path / "x.hyp", vectors.clip(-65504, 65504), dtype=dtype)
     graph = build_graph(reader, 10)
     np.testing.assert_array_equal(graph.edges_data, find_true_neighbours(reader.vectors, 10))
-    exact = reader.vectors.astype(np.float64)
+    exact = np.asarray(reader.vectors, dtype=np.float64)
     distances = np.linalg.norm(exact[:, None] - exact[graph.edges_data], axis=2).clip(max=65504)
     np.testing.assert_allclose(graph.weights_data, -distances, rtol=1e-3, atol=6e-8)
     assert np.isfinite(graph.weights_data).all()
@@ -97,7 +97,7 @@ def test_the_committed_index_of_version_1_gets_a_graph(tmp_path):
     shutil.copytree(V1_INDEX, tmp_path / "v1.hyp")
     reader = IndexReader(tmp_path / "v1.hyp")  # the distances of one of its documents exceed float16
     graph = build_graph(reader, 5)
-    expected, exact = find_true_neighbours(reader.vectors, 5), reader.vectors.astype(np.float64)
+    expected, exact = find_true_neighbours(reader.vectors, 5), np.asarray(reader.vectors, dtype=np.float64)
     np.testing.assert_array_equal(np.delete(graph.edges_data, 3, axis=0), np.delete(expected, 3, axis=0))
     found, true = (np.linalg.norm(exact[3] - exact[ids[3]], axis=1) for ids in (graph.edges_data, expected))
     np.testing.assert_allclose(found, true, rtol=1e-5)  # that document is almost equally far from all others
@@ -146,11 +146,13 @@ def test_a_graph_has_exactly_the_documented_files_and_metadata(small):
     graph = open_or_build_graph(small, 6)
     path = small.path / "corpusgraph_k6"
     assert graph.path == path
-    assert set(read_tree(path)) == {"pt_meta.json", "edges.u32.np", "weights.f16.np", "docnos.npids"}
+    rows = {"edges.u32.np", "weights.f16.np"}
+    assert set(read_tree(path)) == {"pt_meta.json", "docnos.npids", *rows, *(f"checksums.{name}.u8" for name in rows)}
     assert os.readlink(path / "docnos.npids") == "../docnos.npids"
     meta = json.loads((path / "pt_meta.json").read_text())
     assert meta.pop("written_by").startswith("pyterrier-hypencoder ")
     assert len(meta["index"].pop("fingerprint")) == 32
+    assert set(meta.pop("checksums")["files"]) == {f"checksums.{name}.u8" for name in rows} and meta.pop("checksum")
     assert meta == {
         "type": "corpus_graph",
         "format": "np_topk",
@@ -165,7 +167,8 @@ def test_a_graph_has_exactly_the_documented_files_and_metadata(small):
     assert (path / "edges.u32.np").read_bytes() == find_true_neighbours(small.vectors, 6).astype("<u4").tobytes()
     assert graph.edges_data.dtype == np.uint32 and graph.weights_data.dtype == np.float16
     assert not graph.edges_data.flags.writeable
-    assert sorted(file.name for file in small.path.iterdir()) == ["corpusgraph_k6", "docnos.npids", "pt_meta.json", "vecs.f4"]
+    names = ["checksums.vecs.f4.u8", "corpusgraph_k6", "docnos.npids", "pt_meta.json", "vecs.f4"]
+    assert sorted(file.name for file in small.path.iterdir()) == names
 
 
 def test_docnos_are_copied_if_links_are_not_supported(small, monkeypatch):
@@ -315,7 +318,7 @@ def test_a_build_killed_before_it_records_a_batch_is_resumed_with_the_same_bytes
 def test_a_resumed_approximate_build_reuses_what_it_built_first(tmp_path, monkeypatch, builder):
     reader = write_index(tmp_path / "x.hyp", make_clusters(1300))
     interrupt(reader, monkeypatch, batches=0, builder=builder)
-    monkeypatch.setattr(approximate_search, "publish_file", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(approximate_neighbours, "replace_file", lambda *_: pytest.fail("built again"))
     assert open_or_build_graph(reader, 6, builder=builder).meta["recall"] > 0.97
 
 
@@ -343,15 +346,13 @@ def test_a_damaged_interrupted_build_is_started_again(small, monkeypatch, name):
 
 def test_a_build_killed_between_its_two_renames_is_finished(small, monkeypatch):
     expected = read_tree(build_graph(small, 6).path)
-    replace = os.replace
 
-    def die(source: Any, target: Any) -> None:
-        if Path(source).name == "new":
-            raise StopError
-        replace(source, target)
+    def die(new: Path, path: Path, old: Path) -> None:
+        os.rename(path, old)
+        raise StopError
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", die)
+        patch.setattr(staging, "put_in_place", die)
         patch.setattr(StagedDirectory, "abandon", StagedDirectory.close)  # a killed process cleans up nothing
         with pytest.raises(StopError):
             build_graph(small, 6)
@@ -363,7 +364,7 @@ def test_a_build_killed_between_its_two_renames_is_finished(small, monkeypatch):
 
 def test_a_second_build_is_refused(small):
     staged = StagedDirectory(small.path / "corpusgraph_k6", facts={"k": 6}, files=())
-    with pytest.raises(RuntimeError, match="Another process is building .*corpusgraph_k6. Wait until it has finished"):
+    with pytest.raises(FileExistsError, match="corpusgraph_k6 is being built by another process or thread. Wait until"):
         open_or_build_graph(small, 6)
     staged.abandon()
     assert open_or_build_graph(small, 6).k == 6
@@ -384,12 +385,12 @@ def test_indexer_with_graph_k_builds_a_graph(tmp_path, monkeypatch):
     index_vectors(tmp_path / "x.hyp", make_clusters(300), mode="resume", graph_k=7)
 
 
-def test_indexer_keeps_the_index_if_its_graph_fails_and_resumes_with_the_graph(tmp_path, monkeypatch):
+def test_indexer_keeps_the_vectors_if_the_graph_fails_and_resumes_with_the_graph(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(NeighbourFinder, "find", lambda *_: (_ for _ in ()).throw(StopError))
         with pytest.raises(StopError):
             index_vectors(tmp_path / "x.hyp", make_clusters(300), graph_k=7)
-    assert len(HypencoderIndex(tmp_path / "x.hyp")) == 300
+    assert not (tmp_path / "x.hyp").exists()
     index = index_vectors(tmp_path / "x.hyp", make_clusters(300), mode="resume", graph_k=7)
     np.testing.assert_array_equal(open_graph(index.reader, 7).edges_data, find_true_neighbours(index.vectors, 7))
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from indexes import find_true_neighbours, make_clusters
 
-from pyterrier_hypencoder.index import approximate_search, exact_search, nearest
-from pyterrier_hypencoder.index.approximate_search import HnswSearch
+from pyterrier_hypencoder.index import approximate_neighbours, exact_neighbours, nearest
+from pyterrier_hypencoder.index.approximate_neighbours import HnswSearch
 from pyterrier_hypencoder.index.distinct import DistinctVectors
-from pyterrier_hypencoder.index.exact_search import CpuExactSearch, GpuExactSearch
+from pyterrier_hypencoder.index.exact_neighbours import CpuExactSearch, GpuExactSearch
 from pyterrier_hypencoder.index.nearest import NeighbourFinder
 
 CPU = torch.device("cpu")
@@ -106,7 +106,7 @@ def test_exact_builder_returns_documents_if_distances_overflow_float32(kind):
 def test_batches_tiles_and_pieces_do_not_change_the_result(monkeypatch, step, kind):
     vectors = np.asarray((ROUNDED | TIES)[kind])[:300].astype(np.float32)
     expected = find_all(vectors, 12)
-    monkeypatch.setattr(exact_search, "_CPU_TILE_BYTES", 37 * 16 * 4)
+    monkeypatch.setattr(exact_neighbours, "_CPU_TILE_BYTES", 37 * 16 * 4)
     monkeypatch.setattr(nearest, "_PIECE_BYTES", 11 * 16 * 8)
     for found, same in zip(find_all(vectors, 12, step=step), expected, strict=True):
         np.testing.assert_array_equal(found, same)
@@ -152,7 +152,7 @@ def test_find_before_prepare_is_an_error():
 def test_gpu_search_finds_the_same_when_run_on_a_cpu(monkeypatch, dtype, held):
     vectors = make_clusters(500).astype(dtype)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30 if held else 0, 2**40))
-    monkeypatch.setattr(exact_search, "_GPU_TILE_VECTORS", 64)
+    monkeypatch.setattr(exact_neighbours, "_GPU_TILE_VECTORS", 64)
     finder = NeighbourFinder(DistinctVectors(vectors), 10, builder="exact", device=CPU)
     finder._search = GpuExactSearch(finder._vectors, CPU)
     assert (finder._search._tiles is not None) == held
@@ -196,14 +196,14 @@ def test_approximate_builders_find_nearly_all_neighbours(tmp_path, builder, dtyp
     assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(neighbours, expected, strict=True)]) > 0.97
     assert (neighbours != np.arange(1300)[:, None]).all() and (np.diff(distances, axis=1) >= 0).all()
     np.testing.assert_allclose(distances, measure(vectors, neighbours), rtol=1e-5, atol=1e-6)
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("builder", ["hnsw", "nn_descent"])
 def test_approximate_builders_reuse_what_they_have_built(tmp_path, monkeypatch, builder):
     vectors = make_clusters(1300)
     first = find_all(vectors, 10, builder=builder, folder=tmp_path)
-    monkeypatch.setattr(approximate_search, "publish_file", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(approximate_neighbours, "replace_file", lambda *_: pytest.fail("built again"))
     for found, expected in zip(find_all(vectors, 10, builder=builder, folder=tmp_path), first, strict=True):
         np.testing.assert_array_equal(found, expected)
 
@@ -214,7 +214,7 @@ def test_hnsw_with_many_copies_of_one_vector_keeps_recall(tmp_path):
     copies = np.sort(RANDOM.permutation(3000)[:1900])
     vectors[copies] = vectors[copies[0]]
     neighbours, _ = find_all(vectors, 10, builder="hnsw", folder=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["hnsw.faiss"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hnsw.faiss", "hnsw.json"]
     found, expected = measure(vectors, neighbours), measure(vectors, find_true_neighbours(vectors, 10))
     assert (found <= expected + 1e-5).mean() > 0.99
     np.testing.assert_array_equal(neighbours[copies[:20]], find_true_neighbours(vectors, 10)[copies[:20]])
@@ -256,5 +256,5 @@ def test_auto_builder_depends_on_the_number_of_documents(monkeypatch, device, li
 def test_cpu_search_holds_small_collections_in_memory(monkeypatch):
     vectors = DistinctVectors(make_clusters(100))
     assert CpuExactSearch(vectors)._tiles is not None
-    monkeypatch.setattr(exact_search, "_CPU_TILE_BYTES", 640)
+    monkeypatch.setattr(exact_neighbours, "_CPU_TILE_BYTES", 640)
     assert CpuExactSearch(vectors)._tiles is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import shutil
@@ -13,7 +12,7 @@ from typing import Any
 import lz4.frame
 import numpy as np
 import pytest
-from indexes import find_true_neighbours, make_clusters, write_index
+from indexes import edit_meta, find_true_neighbours, make_clusters, write_index
 
 from pyterrier_hypencoder import HypencoderIndex
 from pyterrier_hypencoder.index.graph_builder import build_graph, open_or_build_graph
@@ -108,8 +107,7 @@ def test_a_graph_opens_in_a_moved_copied_or_packed_index(small, tmp_path):
 
 def change_meta(**changes: Any) -> Any:
     def damage(path: Path) -> None:
-        meta = json.loads((path / "pt_meta.json").read_text()) | changes
-        (path / "pt_meta.json").write_text(json.dumps({key: value for key, value in meta.items() if value != "gone"}))
+        edit_meta(path, **changes)
 
     return damage
 
@@ -119,12 +117,14 @@ def truncate(name: str) -> Any:
 
 
 def write_wrong_docid(path: Path) -> None:
+    """Damage a graph of an earlier version, which has no checksums."""
+    edit_meta(path, checksums="gone")
     edges = np.fromfile(path / "edges.u32.np", dtype="<u4")
     edges[-2] = 300
     edges.tofile(path / "edges.u32.np")
 
 
-EDGES = r"is damaged: edges.u32.np {}, expected 6000 bytes \(5 neighbours of 300 documents\). Delete .* and build it again"
+EDGES = r"is damaged: edges.u32.np {}, expected 6000 bytes \(300 rows of 5 numbers\). Copy .* or rebuild it"
 OTHER = "belongs to another index or an older state of this one"
 DAMAGES = {
     "edges cut": (truncate("edges.u32.np"), EDGES.format("has 5999 bytes")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from indexes import V1_INDEX, read_tree
+from indexes import V1_INDEX, edit_meta, read_tree
 
 from pyterrier_hypencoder.index import staging
 from pyterrier_hypencoder.index.reader import IndexReader
@@ -20,7 +21,7 @@ from pyterrier_hypencoder.index.writer import IndexWriter, is_index
 
 DOCNOS = ["d1", "07", "7", "日本 語", "été", "d10"]
 VECTORS = np.random.default_rng(1).standard_normal((6, 4)).astype(np.float32)
-FACTS = {"model": {"class": "Hypencoder", "name": "m", "revision": None, "fingerprint": "f"}, "text_field": ["title", "text"]}
+FACTS = {"model": {"class": "Hypencoder", "name": "m", "revision": None, "options": {}}, "text_field": ["title", "text"]}
 
 
 def start(
@@ -55,9 +56,14 @@ def index(tmp_path) -> Path:
 @pytest.mark.parametrize(("dtype", "suffix"), [("fp16", "f2"), ("fp32", "f4")])
 def test_an_index_has_exactly_the_documented_files_and_metadata(tmp_path, dtype, suffix):
     path = build(tmp_path / "x.hyp", dtype=dtype)
-    assert set(read_tree(tmp_path)) == {"x.hyp", "x.hyp/pt_meta.json", "x.hyp/docnos.npids", f"x.hyp/vecs.{suffix}"}
+    assert {entry.name for entry in tmp_path.iterdir()} == {"x.hyp"}
+    assert set(read_tree(path)) == {"pt_meta.json", "docnos.npids", f"vecs.{suffix}", f"checksums.vecs.{suffix}.u8"}
     meta = json.loads((path / "pt_meta.json").read_text())
     assert meta.pop("written_by").startswith("pyterrier-hypencoder ")
+    assert len(meta.pop("checksum")) == 16
+    checksums = meta.pop("checksums")
+    assert set(checksums.pop("files")) == {"docnos.npids", f"checksums.vecs.{suffix}.u8"}
+    assert checksums == {"algorithm": "xxh3_64", "block_bytes": 65536}
     assert meta == {
         "type": "dense_index",
         "format": "hypencoder",
@@ -74,10 +80,11 @@ def test_an_index_has_exactly_the_documented_files_and_metadata(tmp_path, dtype,
 def test_an_index_has_the_bytes_of_the_committed_index_of_version_1(tmp_path):
     reader = IndexReader(V1_INDEX)
     writer = IndexWriter(tmp_path / "x.hyp", mode="create", dtype="fp16", facts={"model": None, "text_field": None})
-    writer.add(list(reader.docnos), reader.vectors)
+    writer.add(list(reader.docnos), np.asarray(reader.vectors))
     writer.finish()
     new, old = read_tree(tmp_path / "x.hyp"), read_tree(V1_INDEX)
     metas = [json.loads(files.pop("pt_meta.json") or b"") | {"written_by": None} for files in (new, old)]
+    assert all(metas[0].pop(key) for key in ("checksum", "checksums")) and new.pop("checksums.vecs.f2.u8")
     assert metas[0] == metas[1] and list(metas[0]) == list(metas[1])
     assert new == old
 
@@ -100,6 +107,7 @@ def test_missing_package_metadata_cannot_fail_a_build(tmp_path, monkeypatch):
 
 def test_missing_parent_directories_are_created(tmp_path):
     assert len(IndexReader(build(tmp_path / "a" / "b" / "x.hyp")).docnos) == 6
+    assert [entry.name for entry in (tmp_path / "a" / "b").iterdir()] == ["x.hyp"]
 
 
 # Options and places
@@ -114,14 +122,13 @@ def test_unknown_options_are_errors_and_write_nothing(tmp_path, option):
 
 
 @pytest.mark.parametrize("mode", ["create", "overwrite", "resume"])
-@pytest.mark.parametrize("kind", ["empty", "files", "file", "other format", "damaged"])
+@pytest.mark.parametrize("kind", ["files", "file", "other format", "damaged"])
 def test_other_files_at_the_path_are_never_touched(tmp_path, mode, kind):
     path = tmp_path / "x.hyp"
     path.write_text("mine") if kind == "file" else path.mkdir()
     if kind != "file":
-        names = {"empty": [], "files": ["notes.txt"]}.get(kind, ["pt_meta.json"])
-        for name in names:
-            (path / name).write_text('{"type": "dense_index", "format": "flex"}' if kind == "other format" else "mine")
+        name = "notes.txt" if kind == "files" else "pt_meta.json"
+        (path / name).write_text('{"type": "dense_index", "format": "flex"}' if kind == "other format" else "mine")
     assert not is_index(path)
     before = read_tree(tmp_path)
     with pytest.raises(FileExistsError, match=r"x\.hyp (already )?exists.* [cC]hoose another path"):
@@ -156,8 +163,7 @@ def test_overwrite_ignores_an_interrupted_build(index, dtype):
 
 
 def test_overwrite_replaces_an_index_of_a_newer_format(index):
-    meta = json.loads((index / "pt_meta.json").read_text())
-    (index / "pt_meta.json").write_text(json.dumps(meta | {"format_version": 2}))
+    edit_meta(index, format_version=2)
     build(index, mode="overwrite")
     assert list(IndexReader(index).docnos) == DOCNOS
 
@@ -187,7 +193,8 @@ def test_overwrite_killed_between_its_two_renames_is_undone(index):
     start(index, mode="resume", dtype="fp32").abandon()
     assert read_tree(index) == before
     build(index, mode="resume", dtype="fp32")
-    assert read_tree(index.parent).keys() == {"x.hyp", "x.hyp/pt_meta.json", "x.hyp/docnos.npids", "x.hyp/vecs.f4"}
+    assert [entry.name for entry in index.parent.iterdir()] == ["x.hyp"]
+    assert read_tree(index) == read_tree(build(index.with_name("y.hyp"), dtype="fp32"))
 
 
 # Documents
@@ -243,6 +250,65 @@ def test_the_largest_numbers_of_each_dtype_are_stored(tmp_path):
         writer.add(["a"], np.array([[largest, -largest]], dtype=np.float32))
         writer.finish()
         np.testing.assert_array_equal(IndexReader(tmp_path / dtype).vectors, np.array([[largest, -largest]], dtype=np.float32))
+
+
+def test_vectors_that_vanish_in_fp16_are_counted_in_a_warning(tmp_path, caplog):
+    for dtype, scale in (("fp16", 1e-9), ("fp32", 1e-9), ("fp16", 1e-3)):
+        writer = IndexWriter(tmp_path / f"{dtype}{scale}", mode="create", dtype=dtype, facts={})
+        writer.add(["a", "b", "zero"], np.array([[1, 0.5], [scale, scale], [0, 0]], dtype=np.float32))
+        writer.finish()
+    warnings = [record.message for record in caplog.records if "lost most of their length" in record.message]
+    assert warnings == [
+        "1 of 3 vectors lost most of their length in float16: their numbers are too small for it. Pass dtype='fp32'."
+    ]
+
+
+def test_a_full_disk_names_the_file_and_leaves_a_build_to_resume(tmp_path, monkeypatch):
+    writer = start(tmp_path / "x.hyp", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+        with pytest.raises(OSError, match=r"No space left on device: .*x\.hyp\.partial/new/vecs\.f2"):
+            writer.add(DOCNOS[4:], VECTORS[4:])
+        writer.abandon()
+    assert not list(tmp_path.rglob("*.part")) and not (tmp_path / ".x.hyp.lock").exists()
+    assert read_tree(build(tmp_path / "x.hyp", mode="resume")) == read_tree(build(tmp_path / "y.hyp"))
+
+
+# Paths
+
+
+def test_an_empty_directory_is_a_place_for_an_index(tmp_path):
+    for mode in ("create", "overwrite", "resume"):
+        path = tmp_path / mode
+        path.mkdir()
+        assert list(IndexReader(build(path, mode=mode)).docnos) == DOCNOS
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["create", "overwrite", "resume"]
+
+
+def test_overwriting_a_link_replaces_its_target(index, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "link.hyp"
+    link.symlink_to(index)
+    build(link, n=4, mode="overwrite")
+    assert link.is_symlink() and len(IndexReader(index).docnos) == len(IndexReader(link).docnos) == 4
+    assert [entry.name for entry in (tmp_path / "elsewhere").iterdir()] == ["link.hyp"]
+    with pytest.raises(FileExistsError, match="already exists"):
+        build(link)
+
+
+@pytest.mark.parametrize("mode", ["create", "overwrite", "resume"])
+def test_a_link_to_nothing_is_refused(tmp_path, mode):
+    (tmp_path / "x.hyp").symlink_to(tmp_path / "missing")
+    with pytest.raises(FileNotFoundError, match="x.hyp is a symbolic link to .*missing, which does not exist. Delete"):
+        build(tmp_path / "x.hyp", mode=mode)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.hyp"]
+
+
+def test_a_place_without_write_permission_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(PermissionError, match="An index cannot be written to this directory. Choose another path: ") as caught:
+        build(tmp_path / "a" / "x.hyp")
+    assert caught.value.filename == str(tmp_path) and not list(tmp_path.iterdir())
 
 
 # Resuming
@@ -336,7 +402,7 @@ def test_leftovers_of_a_finished_build_do_not_count_as_an_interrupted_one(index,
 def test_a_second_writer_is_refused(tmp_path, mode):
     writer = start(tmp_path / "x.hyp", 2)
     before = read_tree(tmp_path)
-    with pytest.raises(RuntimeError, match="Another process is building .*x.hyp. Wait until it has finished"):
+    with pytest.raises(FileExistsError, match="x.hyp is being built by another process or thread. Wait until it has"):
         start(tmp_path / "x.hyp", mode=mode)
     assert read_tree(tmp_path) == before
     writer.abandon()

@@ -13,6 +13,7 @@ import torch
 
 from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndexer
 from pyterrier_hypencoder.encoders import checkpoint, hub
+from pyterrier_hypencoder.encoders.tokenizer_files import load_tokenizer
 from pyterrier_hypencoder.training import packages
 from pyterrier_hypencoder.training.__main__ import main
 from pyterrier_hypencoder.training.config import list_configs
@@ -58,7 +59,7 @@ def backbone(golden, tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("backbone")
     AutoModel.from_config(AutoConfig.from_pretrained(golden / "tiny_base_bert")).save_pretrained(folder)
-    hub.load_tokenizer(str(golden / "tiny_6l_cls_shared"), None).save_pretrained(folder)
+    load_tokenizer(str(golden / "tiny_6l_cls_shared"), None).save_pretrained(folder)
     return folder
 
 

@@ -62,7 +62,7 @@ def test_validation_can_be_removed_and_added(path):
         ("- 1\n", "must be a YAML file with keys and values, got a list"),
         ("3\n", "must be a YAML file with keys and values"),
         ("a: 1\na: 2\n", "duplicate key a"),
-        ("base: mine.yaml\n", "is based on itself"),
+        ("base: mine.yaml\n", "has a circular"),
         ("output_dir: ${nowhere}\n", "nowhere"),
     ],
 )

@@ -10,8 +10,9 @@ import torch
 from tiny_training import list_changed, make_rows, make_trainer, read_weights, train
 
 from pyterrier_hypencoder import BiEncoder, Hypencoder
-from pyterrier_hypencoder.encoders import checkpoint, hub
+from pyterrier_hypencoder.encoders import checkpoint
 from pyterrier_hypencoder.encoders.dense_start import from_dense
+from pyterrier_hypencoder.encoders.tokenizer_files import load_tokenizer
 
 QUERIES = ["planets", "the law of the sea"]
 
@@ -41,7 +42,7 @@ def test_training_starts_at_the_ranking_of_the_dense_model(dense, tokenizer, doc
 @pytest.mark.parametrize("hidden", [None, [16], [24, 24]])
 def test_training_starts_at_the_ranking_of_minilm(minilm, docs, topics, hidden, query_projection, tmp_path):
     assert_starts_at_dense_ranking(
-        minilm, hub.load_tokenizer(minilm.name_or_path, None), docs, topics, hidden, query_projection, tmp_path
+        minilm, load_tokenizer(minilm.name_or_path, None), docs, topics, hidden, query_projection, tmp_path
     )
 
 

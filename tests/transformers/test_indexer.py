@@ -150,7 +150,7 @@ def test_resume_after_a_corrected_document_gives_the_same_bytes(tmp_path, name):
 def test_no_documents_are_an_error(tmp_path, mode, nothing):
     build(tmp_path / "x.hyp", make_vectors(3))
     before = read_tree(tmp_path)
-    for path in (tmp_path / "x.hyp", tmp_path / "new.hyp"):
+    for path in [tmp_path / "new.hyp", *([tmp_path / "x.hyp"] if mode != "create" else [])]:
         with pytest.raises(ValueError, match="There are no documents, expected at least one. Nothing was written"):
             build(path, nothing, FakeModel(), mode=mode)
     assert read_tree(tmp_path) == before
@@ -223,7 +223,7 @@ def test_doc_vec_is_recorded_with_the_model_of_the_indexer(model, docs, tmp_path
 def test_indexer_with_invalid_model_or_path_says_what_to_pass(tmp_path, docs, wrong):
     with pytest.raises(ValueError, match=r"must be a Hypencoder\(...\) or a BiEncoder"):
         HypencoderIndexer(tmp_path / "x.hyp", wrong).index(docs)
-    for path in (".", "", model_as_path := Hypencoder("x")):
+    for path in ("", model_as_path := Hypencoder("x")):
         with pytest.raises(ValueError, match="path must be the name of the index directory"):
             HypencoderIndexer(path).index(docs)
     assert model_as_path is not None and not list(tmp_path.iterdir())
@@ -254,7 +254,6 @@ class CountingStream:
         {"text_field": []},
         {"graph_k": 0},
         {"graph_k": 10_001},
-        {"path": "."},
         {"model": "jfkback/hypencoder.6_layer"},
     ],
     ids=str,
@@ -286,7 +285,7 @@ def test_no_document_is_encoded_if_the_build_cannot_start(tmp_path, monkeypatch,
         monkeypatch.setattr(model, "record", lambda: json.loads("not JSON"))
     with pytest.raises((FileExistsError, ValueError)):
         HypencoderIndexer(path, model).index(stream)
-    assert stream.read == 1 and not model.texts
+    assert stream.read == (1 if problem == "broken model" else 0) and not model.texts
 
 
 def test_indexing_needs_neither_entry_points_nor_package_metadata(tmp_path, monkeypatch):
@@ -511,11 +510,9 @@ def test_second_writer_is_refused_and_the_first_continues(tmp_path, there):
         for position, doc in enumerate(make_vectors()):
             if position in (64, 150):
                 before = read_tree(tmp_path)
-                for mode in ("overwrite", "resume"):
-                    with pytest.raises(RuntimeError, match="Another process is building .* Wait until it has finished"):
+                for mode in ("overwrite", "resume", "create"):
+                    with pytest.raises(FileExistsError, match="already exists|is being built by another process or thread"):
                         run_in_child(index_elsewhere, path, mode)
-                with pytest.raises(FileExistsError, match="already exists|interrupted build"):
-                    run_in_child(index_elsewhere, path, "create")
                 assert read_tree(tmp_path) == before
             yield doc
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
+import sys
+import threading
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +16,9 @@ import torch
 from result_checks import ADDED, assert_same_ranking
 
 from pyterrier_hypencoder import Hypencoder, HypencoderIndex, HypencoderIndexer, HypencoderRetriever
+from pyterrier_hypencoder.index.reader import IndexReader
+from pyterrier_hypencoder.transformers import retriever as retriever_module
+from pyterrier_hypencoder.transformers import scorer as scorer_module
 from pyterrier_hypencoder.transformers.opened import check_model_fits, gather_vectors, get_index_path
 
 
@@ -151,6 +159,147 @@ def test_index_overwritten_with_another_model_is_checked_again(model, other_mode
         retriever(topics)
     retriever.model = None
     assert_same_ranking(retriever(topics), HypencoderRetriever(tmp_path / "i.hyp", other_model)(topics))
+
+
+# An index that is replaced during a search
+
+
+def build_generation(path: Path, generation: int, **options: Any) -> HypencoderIndex:
+    """Build an index whose docnos begin with the generation, of another size and with other vectors than the last one."""
+    vectors = np.random.default_rng(generation).standard_normal((30 + generation % 7, 8)).astype(np.float32)
+    docs = [{"docno": f"{generation}-{i}", "doc_vec": vector} for i, vector in enumerate(vectors)]
+    return HypencoderIndexer(path, mode="overwrite", **options).index(docs)
+
+
+QUERY_VECTORS = pd.DataFrame({"qid": ["1", "2"], "query_vec": list(np.ones((2, 8)))})
+
+
+def list_generations(results: pd.DataFrame) -> set[str]:
+    return set(results["docno"].str.split("-").str[0])
+
+
+def test_results_are_named_by_the_index_that_was_searched(tmp_path, monkeypatch):
+    index = build_generation(tmp_path / "x.hyp", 1)
+    expected = index.retriever()(QUERY_VECTORS)
+    search = retriever_module.exhaustive_search
+
+    def replace_after_search(*args: Any, **options: Any) -> Any:
+        results = search(*args, **options)
+        build_generation(tmp_path / "x.hyp", 2)
+        return results
+
+    monkeypatch.setattr(retriever_module, "exhaustive_search", replace_after_search)
+    assert_same_ranking(index.retriever()(QUERY_VECTORS), expected)
+    monkeypatch.undo()
+    assert list_generations(index.retriever()(QUERY_VECTORS)) == {"2"}
+
+
+def test_graph_search_runs_again_if_the_index_was_replaced_before_its_graph_was_opened(tmp_path, monkeypatch):
+    index = build_generation(tmp_path / "x.hyp", 1, graph_k=5)
+    open_graph, replaced = retriever_module.open_graph, []
+
+    def replace_first(reader: IndexReader, k: int) -> Any:
+        if not replaced:
+            replaced.append(build_generation(tmp_path / "x.hyp", 2, graph_k=5))
+        return open_graph(reader, k)
+
+    monkeypatch.setattr(retriever_module, "open_graph", replace_first)
+    graph = index.retriever(algorithm="graph", graph_k=5, initial_candidates=5, num_results=40)
+    assert list_generations(graph(QUERY_VECTORS)) == {"2"}
+
+
+def test_rerank_uses_one_state_of_the_index(tmp_path, monkeypatch):
+    index = build_generation(tmp_path / "x.hyp", 1)
+    frame = index.retriever(num_results=5)(QUERY_VECTORS)
+    gather, replaced = scorer_module.gather_vectors, []
+
+    def replace_first(reader: IndexReader, docids: np.ndarray) -> torch.Tensor:
+        if not replaced:
+            replaced.append(build_generation(tmp_path / "x.hyp", 2))
+        return gather(reader, docids)
+
+    monkeypatch.setattr(scorer_module, "gather_vectors", replace_first)
+    assert_same_ranking(index.scorer()(frame), frame)
+    with pytest.raises(ValueError, match="unknown docnos: 1-"):
+        index.scorer()(frame)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [True, False])
+def test_threads_search_an_index_that_is_replaced_again_and_again(tmp_path, shared):
+    path = tmp_path / "x.hyp"
+    index = build_generation(path, 0, graph_k=5)
+    graph = {"algorithm": "graph", "graph_k": 5, "initial_candidates": 5}
+    surrogate = {"algorithm": "surrogate", "n_initial": 16}
+    retrievers = [(index if shared else HypencoderIndex(path)).retriever(num_results=9, **o) for o in ({}, graph, surrogate)]
+    problems, answers, stop = [], [], threading.Event()
+
+    def search(retriever: HypencoderRetriever) -> None:
+        while not stop.is_set():
+            try:
+                generations = list_generations(retriever(QUERY_VECTORS))
+            except Exception as err:
+                problems.append(err)
+                continue
+            answers.append(generations)
+
+    threads = [threading.Thread(target=search, args=(retriever,)) for retriever in retrievers]
+    for thread in threads:
+        thread.start()
+    for generation in range(1, 100):
+        build_generation(path, generation, graph_k=5)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not problems and len(answers) > 50
+    assert all(len(generations) == 1 for generations in answers)
+
+
+@pytest.mark.parametrize("algorithm", ["exhaustive", "graph", "surrogate"])
+def test_read_only_index_serves_every_search(tmp_path, monkeypatch, algorithm):
+    index = build_generation(tmp_path / "x.hyp", 1, graph_k=5)
+
+    def refuse(event: str, args: tuple[Any, ...]) -> None:
+        writes = event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")
+        if active and (writes or event in ("os.mkdir", "os.rename", "os.remove")) and "x.hyp" in str(args[0]):
+            raise PermissionError(f"{event} {args}")
+
+    active = [True]
+    sys.addaudithook(refuse)
+    try:
+        opened = HypencoderIndex(index.path, verify=True)
+        results = opened.retriever(algorithm=algorithm, graph_k=5, initial_candidates=5, n_initial=16)(QUERY_VECTORS)
+        opened.scorer()(results)
+        opened.vec_loader()(results)
+    finally:
+        active.clear()
+
+
+# Paths
+
+
+def test_paths_do_not_follow_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    indexer = HypencoderIndexer("x.hyp", mode="overwrite")
+    vectors = np.random.default_rng(0).standard_normal((30, 8))
+    index = indexer.index([{"docno": str(i), "doc_vec": vector} for i, vector in enumerate(vectors)])
+    users = [index.retriever(), HypencoderRetriever("x.hyp"), HypencoderIndex("x.hyp").retriever()]
+    users.append(HypencoderRetriever().set_parameter("index", "x.hyp") or HypencoderRetriever(Path("x.hyp")))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    expected = HypencoderRetriever(tmp_path / "x.hyp")(QUERY_VECTORS)
+    for user in users:
+        assert_same_ranking(user(QUERY_VECTORS), expected)
+        assert_same_ranking(pickle.loads(pickle.dumps(user))(QUERY_VECTORS), expected)
+    assert indexer.index([{"docno": "a", "doc_vec": vectors[0]}]).path == tmp_path / "x.hyp"
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_home_directory_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    HypencoderIndexer("~/x.hyp").index([{"docno": "a", "doc_vec": np.ones(8)}])
+    assert len(HypencoderIndex("~/x.hyp")) == 1 and (tmp_path / "x.hyp").is_dir()
+    assert len(HypencoderRetriever("~/x.hyp")(QUERY_VECTORS)) == 2
 
 
 # Parameters, as pt.GridScan sets them

@@ -1,18 +1,20 @@
-"""Approximate nearest-neighbour search over distinct vectors with faiss: HNSW and NN-descent.
+"""Find approximate nearest neighbours for building a neighbour graph, with faiss: HNSW and NN-descent.
 
 Both first build an index, which is kept in the staging directory of the graph, so a resumed build uses it again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyterrier as pt
 
+from .checksums import hash_file
 from .distinct import DistinctVectors
-from .files import publish_file
+from .files import read_json, replace_file, write_json
 
 _TILE_BYTES = 32 * 2**20  # float32 vectors that are added at once
 
@@ -31,12 +33,12 @@ class HnswSearch:
         import faiss
 
         self._vectors = vectors
-        file = folder / "hnsw.faiss"
-        if not file.exists():
-            part = file.with_suffix(".part")
-            faiss.write_index(_build_hnsw(vectors, options, verbose), str(part))
-            publish_file(part, file)
-        self._index = faiss.read_index(str(file))
+        self._index = _load_or_build(
+            folder / "hnsw.faiss",
+            lambda: _build_hnsw(vectors, options, verbose),
+            lambda index, path: faiss.write_index(index, str(path)),
+            lambda path: faiss.read_index(str(path)),
+        )
 
     def search(self, groups: np.ndarray, k: int) -> np.ndarray:
         """Return the nearest groups of some groups.
@@ -49,6 +51,28 @@ class HnswSearch:
             Groups, shape (Q, K); -1 if fewer were found.
         """
         return self._index.search(self._vectors.take(groups).astype(np.float32), k)[1]
+
+
+def _load_or_build(file: Path, build: Callable[[], Any], save: Callable[[Any, Path], Any], load: Callable[[Path], Any]) -> Any:
+    """Load what an interrupted build has written if it is undamaged, or build it and save it.
+
+    Args:
+        file: The file.
+        build: Builds the value.
+        save: Writes the value to a path.
+        load: Reads the value from a path. It is not called for damaged files, because faiss can crash on them.
+    """
+    facts = file.with_suffix(".json")
+    try:
+        if read_json(facts).get("checksum") == hash_file(file):
+            return load(file)
+    except (FileNotFoundError, ValueError):
+        pass
+    value = build()
+    with replace_file(file) as part:
+        save(value, part)
+    write_json(facts, {"checksum": hash_file(file)})
+    return load(file)
 
 
 def _build_hnsw(vectors: DistinctVectors, options: dict[str, int], verbose: bool) -> Any:
@@ -76,12 +100,12 @@ class NNDescentSearch:
     """
 
     def __init__(self, vectors: DistinctVectors, options: dict[str, int], folder: Path, verbose: bool) -> None:
-        file = folder / "nn_descent.npy"
-        if not file.exists():
-            part = file.with_suffix(".part.npy")
-            np.save(part, _run_nn_descent(vectors, options, verbose))
-            publish_file(part, file)
-        self._neighbours = np.load(file, mmap_mode="r", allow_pickle=False)
+        self._neighbours = _load_or_build(
+            folder / "nn_descent.npy",
+            lambda: _run_nn_descent(vectors, options, verbose),
+            _save_array,
+            lambda path: np.load(path, mmap_mode="r", allow_pickle=False),
+        )
 
     def search(self, groups: np.ndarray, k: int) -> np.ndarray:
         """Return the neighbour lists of some groups; see :meth:`HnswSearch.search`."""
@@ -97,3 +121,8 @@ def _run_nn_descent(vectors: DistinctVectors, options: dict[str, int], verbose: 
         index.add(np.concatenate([tile for _, tile in vectors.iter_tiles(_TILE_BYTES)]))
         progress.update(len(vectors))
     return faiss.vector_to_array(index.nndescent.final_graph).reshape(len(vectors), -1)
+
+
+def _save_array(array: np.ndarray, path: Path) -> None:
+    with open(path, "wb") as out:  # np.save would add a suffix to the path
+        np.save(out, array)
