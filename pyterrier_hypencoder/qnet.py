@@ -391,7 +391,7 @@ class QNets:
 def _normalise_layer(x: Tensor, overflow: Tensor) -> tuple[Tensor, Tensor]:
     """Return the layer norm of x, and ``overflow`` with NaN where the variance of x is too large for its dtype."""
     y, _, factor = torch.native_layer_norm(x, x.shape[-1:], None, None, 1e-5)
-    return y, overflow + 0 / factor.detach()  # 0 / 0 is NaN
+    return y, torch.addcdiv(overflow, x.new_zeros(()), factor)  # adds 0 / factor, so NaN for factor 0
 
 
 def _multiply(x: Tensor, weight: Tensor) -> Tensor:

@@ -56,10 +56,31 @@ class ReferenceScorer:
         self._single = [qnets.select(slice(q, q + 1)) for q in range(len(qnets))]
         self._block = _DOCS_PER_BLOCK["cpu" if qnets.device.type == "cpu" else "gpu"]
 
-    @torch.no_grad()  # not inference_mode: callers may use the scores in computations with gradients
     def __call__(self, vectors: Tensor) -> Tensor:
         """Score the same documents (N, D) for all queries, (Q, N)."""
-        scores = torch.empty(len(self._single), len(vectors), dtype=torch.float32, device=self._nets.device)
+        scores = self._make_empty(len(self._single), len(vectors))
+        self._fill(scores, vectors)
+        return scores
+
+    def each(self, vectors: Tensor, counts: Sequence[int]) -> Tensor:
+        """Score different documents (M, D) for every query, ``counts`` of each, (M,)."""
+        scores = self._make_empty(len(vectors))
+        with torch.inference_mode():
+            parts = self._convert(vectors).split(list(counts))
+            on_cpu = self._nets.device.type == "cpu"
+            scores.copy_(self._each_by_query(parts) if on_cpu else self._each_padded(parts))
+        return scores
+
+    def select(self, queries: Sequence[int]) -> ReferenceScorer:
+        """Return a scorer for some of the queries, in the given order."""
+        return ReferenceScorer(self._nets.select(queries))
+
+    def _make_empty(self, *shape: int) -> Tensor:
+        # Made outside inference mode, which is faster than no_grad, so callers may use scores in computations with gradients.
+        return torch.empty(shape, dtype=torch.float32, device=self._nets.device)
+
+    @torch.inference_mode()
+    def _fill(self, scores: Tensor, vectors: Tensor) -> None:
         for start in range(0, len(vectors), self._block):
             block = self._convert(vectors[start : start + self._block])
             if self._nets.spec.is_linear:  # one matrix product for all queries
@@ -67,17 +88,6 @@ class ReferenceScorer:
                 continue
             for q, net in enumerate(self._single):
                 scores[q, start : start + len(block)] = net.score(block)[0]
-        return scores
-
-    @torch.no_grad()
-    def each(self, vectors: Tensor, counts: Sequence[int]) -> Tensor:
-        """Score different documents (M, D) for every query, ``counts`` of each, (M,)."""
-        parts = self._convert(vectors).split(list(counts))
-        return self._each_by_query(parts) if self._nets.device.type == "cpu" else self._each_padded(parts)
-
-    def select(self, queries: Sequence[int]) -> ReferenceScorer:
-        """Return a scorer for some of the queries, in the given order."""
-        return ReferenceScorer(self._nets.select(queries))
 
     def _each_by_query(self, parts: Sequence[Tensor]) -> Tensor:
         blocks = [

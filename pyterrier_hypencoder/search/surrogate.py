@@ -58,7 +58,7 @@ TRUST_FROM_CORRELATION = 0.97
 _ROUNDS_WITH_ONE_FUNCTION = 2
 
 
-@torch.no_grad()
+@torch.inference_mode()  # the results are arrays
 def surrogate_search(
     score: Scorer,
     vectors: Rows,
@@ -230,7 +230,7 @@ class _Pool:
 
     def _score_best(self, queries: Tensor, functions: Sequence[Tensor], number: int) -> tuple[Tensor, Tensor]:
         documents, found = self.documents, []
-        number = min(int(number), len(documents))
+        number = min(int(number), len(documents))  # a small numpy integer would overflow
         for function in functions:
             unwanted = documents.seen if documents.excluded is None else documents.seen | documents.excluded
             unwanted = unwanted if len(queries) == len(unwanted) else unwanted[queries]
