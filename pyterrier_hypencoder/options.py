@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -91,6 +92,27 @@ def check_number(name: str, value: Any, minimum: float = -math.inf) -> None:
     if not is_number or not math.isfinite(value) or value < minimum:
         limit = "" if minimum == -math.inf else f" of at least {minimum:g}"
         raise ValueError(f"{name} must be a finite number{limit}, got {value!r}.")
+
+
+def check_fields(options: Any) -> None:
+    """Check the types of a dataclass's strings, flags and numbers, because a configuration file may hold anything.
+
+    Args:
+        options: Instance of a dataclass whose annotations are strings, such as ``"bool | None"``.
+
+    Raises:
+        ValueError: If a value has another type. Numbers must be finite.
+    """
+    for field in dataclasses.fields(options):
+        value, kinds = getattr(options, field.name), str(field.type).split(" | ")
+        if value is None and "None" in kinds:
+            continue
+        if "bool" in kinds and not isinstance(value, bool):
+            raise ValueError(f"{field.name} must be True or False, got {value!r:.80}.")
+        if "str" in kinds and not isinstance(value, str):
+            raise ValueError(f"{field.name} must be a string, got {value!r:.80}.")
+        if "float" in kinds:
+            check_number(field.name, value)
 
 
 def list_items(name: str, value: Any, kind: Any, noun: str) -> list[Any]:

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .options import check_choice
+from .options import check_choice, check_fields, list_items
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -81,14 +82,17 @@ class QNetSpec:
     narrowed: bool = False
 
     def __post_init__(self) -> None:
-        dims = tuple(int(d) for d in self.vector_dimensions)
+        dims = tuple(map(int, list_items("vector_dimensions", self.vector_dimensions, int | np.integer, "integers")))
         object.__setattr__(self, "vector_dimensions", dims)
+        check_fields(self)
         object.__setattr__(self, "activation_type", _ACTIVATION_ALIASES.get(self.activation_type, self.activation_type))
         if len(dims) < 2 or min(dims) < 1 or dims[-1] != 1:
             raise ValueError(
-                f"vector_dimensions must be at least two positive widths, and the last one must be 1, got {list(dims)}."
+                f"vector_dimensions must be at least two positive widths, the last one must be 1, got {list(dims)}."
             )
         check_choice("activation_type", self.activation_type, sorted(ACTIVATIONS))
+        if not 0 <= self.dropout_prob <= 1:
+            raise ValueError(f"dropout_prob must be between 0 and 1, got {self.dropout_prob}.")
         if self.do_residual_on_last and not self.do_residual:
             raise ValueError("do_residual_on_last=True requires do_residual=True, got False. Set both or neither.")
         for layer in range(self.hidden_layers):
@@ -347,12 +351,12 @@ class QNets:
             ValueError: If the shape of the vectors does not fit.
         """
         self._check_vectors(vectors)
-        vectors = vectors.to(device=self.device)
+        vectors = vectors.to(self.device)
         score = self._run_network(vectors.to(dtype=self.dtype), training)
         if self.query_vectors is None:
             return score
-        vectors = vectors.to(dtype=self.query_vectors.dtype)
-        inner = torch.einsum("qd,nd->qn" if vectors.ndim == 2 else "qd,qnd->qn", self.query_vectors, vectors)
+        pattern = "qd,nd->qn" if vectors.ndim == 2 else "qd,qnd->qn"
+        inner = torch.einsum(pattern, self.query_vectors, vectors.to(self.query_vectors.dtype))
         return self.spec.skip_scale * inner + self.spec.skip_gate * score
 
     def _check_vectors(self, vectors: Tensor) -> None:
@@ -364,9 +368,8 @@ class QNets:
         if vectors.ndim == 3 and len(vectors) != len(self):
             raise ValueError(f"Document vectors (Q, N, D) must have Q = {len(self)}, one group per query, got {len(vectors)}.")
 
-    def _run_network(self, vectors: Tensor, training: bool) -> Tensor:
+    def _run_network(self, x: Tensor, training: bool) -> Tensor:  # x: (N, D) or (Q, N, D)
         spec = self.spec
-        x = vectors  # (N, D) or (Q, N, D)
         overflow = x.new_zeros(())  # becomes NaN for documents whose norm or variance overflows: (Q, N, 1)
         if spec.normalize_input:
             norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
@@ -383,8 +386,7 @@ class QNets:
             if spec.do_layer_norm and not spec.layer_norm_before_residual:
                 y, overflow = _normalise_layer(y, overflow)
             x = y
-        output = self.weights[-1]
-        score = _multiply(x.to(output.dtype), output)  # (Q, N, 1)
+        score = _multiply(x.to(self.weights[-1].dtype), self.weights[-1])  # (Q, N, 1)
         return (score + overflow if overflow.ndim else score).squeeze(-1)  # (Q, N)
 
 

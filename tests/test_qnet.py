@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -214,3 +215,73 @@ def test_cat_unflatten_and_constructor_refuse_wrong_shapes():
         QNets(QNetSpec((8, 8, 1)), [torch.zeros(2, 8, 8), torch.zeros(2, 8, 1)], [])
     with pytest.raises(ValueError, match=r"\(Q, D\)"):
         QNets.linear(torch.zeros(8))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *[("vector_dimensions", value) for value in ("81", 81, [8.0, 1], ["8", 1], iter([8, 1]), None, [[8, 1]], {})],
+        *[("activation_type", value) for value in (None, 3, ["relu"])],
+        *[(name, value) for name in ("dropout_prob", "skip_scale") for value in (float("nan"), float("inf"), "1", None, True)],
+        *[("dropout_prob", value) for value in (-0.1, 1.1)],
+        *[("do_residual", value) for value in (None, 1, "false")],
+        ("do_residual_on_last", "false"),
+    ],
+    ids=str,
+)
+def test_options_of_wrong_types_raise_value_error(option, value):
+    with pytest.raises(ValueError, match=f"{option} must be"):
+        QNetSpec.from_config({"vector_dimensions": [8, 8, 1], option: value})
+
+
+def test_vector_dimensions_may_be_numpy_integers():
+    spec = QNetSpec(np.array([8, 4, 1]), do_residual=False)
+    assert spec == QNetSpec((8, 4, 1), do_residual=False) and all(type(d) is int for d in spec.vector_dimensions)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_gradients_for_documents_flow_through_qnets(spec):
+    vectors = random_vectors(5, 8).requires_grad_()
+    random_qnets(spec).score(vectors).sum().backward()
+    assert vectors.grad.isfinite().all() and vectors.grad.abs().sum() > 0
+
+
+def test_gradients_for_documents_flow_through_qnets_of_an_encoder(model, index):
+    """The q-nets and vectors that leave the package can be used in any computation."""
+    qnets = model.encode_queries(["a query", "another one"])
+    vectors = torch.from_numpy(np.array(index.vectors[:10], dtype=np.float32)).requires_grad_()
+    for nets in (qnets, qnets.select([1]), QNets.unflatten(qnets.flatten(), qnets.spec), qnets.narrow(4)):
+        vectors.grad = None
+        nets.score(vectors).sum().backward()
+        assert vectors.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS if s.do_layer_norm and s.hidden_layers], ids=str)
+def test_variance_that_overflows_gives_nan_and_not_zero(spec):
+    qnets, vectors = random_qnets(spec), random_vectors(5, 8)
+    qnets.weights[0][1] *= 1e25
+    scores = qnets.score(vectors)
+    bounded = spec.activation_type in ("tanh", "sigmoid")
+    assert scores[[0, 2]].isfinite().all() and bool(scores[1].isnan().all()) is not bounded
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_scale_of_weights_before_a_layer_norm_changes_nothing(spec):
+    """Large values are no error unless they overflow."""
+    if not spec.do_layer_norm or not spec.hidden_layers or spec.do_residual or spec.activation_type != "relu":
+        return
+    qnets, vectors = random_qnets(spec), random_vectors(5, 8)
+    expected = qnets.score(vectors)
+    for tensor in (*qnets.weights[:-1], *qnets.biases):
+        tensor *= 1e15
+    torch.testing.assert_close(qnets.score(vectors), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("default", ["float16", "float64", "meta"])
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_global_defaults_of_torch_change_no_score(torch_default, default, spec):
+    qnets, vectors = random_qnets(spec), random_vectors(5, 8)
+    expected = qnets.score(vectors)
+    with torch_default(default):
+        found = QNets.cat([qnets.select([0]), QNets.unflatten(qnets.flatten(), spec).select([2])]).score(vectors)
+    torch.testing.assert_close(found, expected[[0, 2]], rtol=1e-5, atol=1e-5)
