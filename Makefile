@@ -1,6 +1,7 @@
 # make quickstart   install into .venv and run the example: index, search, re-rank, compare
 # make test         install into .venv and run the tests and doctests, except the slow tests
-# make slow         run the slow tests
+# make slow         run the slow tests, with short campaigns of damage, kills and replacement
+# make campaign     run the campaigns at full size (about 30 minutes)
 # make test-oldest  run the tests and doctests on the oldest supported versions, in .venv-oldest
 # make docs         build the documentation pages into docs/_build/html; warnings are errors
 # make lint         check style, types and English
@@ -10,7 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
 
-.PHONY: quickstart test slow test-oldest docs lint bench clean
+.PHONY: quickstart test slow campaign test-oldest docs lint bench clean
 
 $(VENV)/examples: setup.cfg constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -40,6 +41,9 @@ test: $(VENV)/test
 
 slow: $(VENV)/test
 	$(VENV)/bin/python -m pytest -m slow
+
+campaign: $(VENV)/test
+	HYPENCODER_CAMPAIGN=full $(VENV)/bin/python -m pytest tests/campaigns
 
 test-oldest: $(OLDEST)/test
 	$(OLDEST)/bin/python -m pytest -m "not slow"

@@ -115,13 +115,13 @@ def check_fields(options: Any) -> None:
             check_number(field.name, value)
 
 
-def list_items(name: str, value: Any, kind: type, noun: str) -> list[Any]:
+def list_items(name: str, value: Any, kind: Any, noun: str) -> list[Any]:
     """Return the items of an option that is a collection, after checking their type.
 
     Args:
         name: Name of the option, for the error message.
         value: Collection that the user gave: a list, a set, an array, a column of a frame.
-        kind: Type of the items.
+        kind: Type of the items, or a union of types.
         noun: Name of the items in the plural, for the error message.
 
     Raises:

@@ -89,6 +89,8 @@ class HypencoderTrainer:
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
         encoder, own_tokenizer, self.collator, self.encoder_options = prepare_training(model, shared=train == "all")
+        if isinstance(losses, str):
+            raise ValueError(f"losses must be a list of names or a mapping from names to factors, got {losses!r}. Use a list.")
         weights = losses if isinstance(losses, Mapping) else dict.fromkeys(losses, 1.0)
         self.objective = TrainingObjective(encoder, weights, widths, scale)
         if widths is not None:  # so users of the model can see the widths of its q-nets

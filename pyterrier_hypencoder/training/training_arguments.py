@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +29,11 @@ def make_training_arguments(
         options: Training arguments that the trainer has options for, such as ``max_steps``.
         given: Training arguments of the user, which replace defaults and options.
         verbose: If True, show a progress bar.
+
+    Raises:
+        ValueError: If an argument of the user is unknown or would have no effect.
     """
+    _check_given(given)
     arguments = transformers.TrainingArguments(
         **{
             "output_dir": str(output_dir),
@@ -48,6 +54,23 @@ def make_training_arguments(
         _LOG.warning("Training uses one of %d GPUs. Start the program with torchrun to use all.", arguments.n_gpu)
         arguments._n_gpu = 1
     return arguments
+
+
+def _check_given(given: Mapping[str, Any]) -> None:
+    """Refuse arguments that do not exist or would be ignored."""
+    known = [field.name for field in dataclasses.fields(transformers.TrainingArguments) if field.init]
+    for name in given:
+        if name not in known:
+            similar = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {similar[0]!r}?" if similar else ""
+            raise ValueError(f"arguments must be options of transformers.TrainingArguments, got {name!r}.{hint}")
+        if name in _FIXED and given[name] != _FIXED[name]:
+            raise ValueError(f"{name} must be {_FIXED[name]} in arguments, got {given[name]!r}. Remove it.")
+    if "num_train_epochs" in given:
+        raise ValueError(
+            f"num_train_epochs has no effect, because training ends after max_steps steps, got {given['num_train_epochs']!r}. "
+            "Set max_steps to epochs * rows / batch_size."
+        )
 
 
 def schedule_validation(

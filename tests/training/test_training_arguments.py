@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_training import BASE_MATRIX, read_weights, train
+from tiny_training import BASE_MATRIX, load_tokenizer, make_trainer, read_weights, train
+
+from pyterrier_hypencoder.training.collator import Collator
 
 
 def test_validation_follows_save_steps_by_default(rows_file, tmp_path):
@@ -54,3 +57,33 @@ def test_impossible_choice_of_best_checkpoint_raises(rows_file, tmp_path, best, 
     with pytest.raises(ValueError, match=message):
         train(tmp_path, rows_file, arguments=arguments, validate=validate, best=best)
     assert not list(tmp_path.glob("model"))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_train_epochs": 1}, "num_train_epochs has no effect, .* got 1. Set max_steps to epochs"),
+        (
+            {"warmup_step": 3},
+            "must be options of transformers.TrainingArguments, got 'warmup_step'. Did you mean 'warmup_steps'",
+        ),
+        ({"k": 3}, "got 'k'"),
+        ({"remove_unused_columns": True}, "remove_unused_columns must be False in arguments, got True. Remove it"),
+    ],
+)
+def test_arguments_without_effect_are_refused(tmp_path, given, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, arguments=given).fit(None, None)
+
+
+def test_losses_as_one_string_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="losses must be a list of names or a mapping .*, got 'margin_mse'. Use a list"):
+        make_trainer(tmp_path, losses="margin_mse")
+
+
+def test_collator_is_pickled_for_worker_processes():
+    collator = Collator(load_tokenizer(), query_max_length=16)
+    again = pickle.loads(pickle.dumps(collator))
+    rows = [{"query": "heart attack", "item_ids": ["d1"], "items": ["a text"], "scores": None}]
+    for name, tensor in collator(rows).items():
+        assert torch.equal(tensor, again(rows)[name])

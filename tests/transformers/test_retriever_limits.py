@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from indexes import edit_meta
 from result_checks import assert_same_ranking
 
 from pyterrier_hypencoder import HypencoderIndex
@@ -111,8 +112,9 @@ def test_entry_points_may_be_any_collection(index_with_graph, model, topics, alg
 
 
 def damage_vector(index, path, value: float) -> HypencoderIndex:
-    """Return a copy of an index, without a graph, in which one stored vector has another value."""
+    """Return a copy of an index, without graph and checksums, in which one stored vector has another value."""
     path = shutil.copytree(str(index.path), path)
+    edit_meta(path, checksums="gone")
     vectors = np.memmap(next(path.glob("vecs.*")), dtype="<f2", mode="r+", shape=(120, 24))
     vectors[7, 3] = value
     vectors.flush()
@@ -129,7 +131,7 @@ def test_damaged_vector_is_an_error_that_names_document_query_and_index(index, m
     candidates = topics.assign(docno="d007")
     with pytest.raises(ValueError, match=message):
         damaged.scorer(model)(pd.concat([candidates.assign(docno="d001"), candidates], ignore_index=True))
-    with pytest.raises(ValueError, match="document 7 for query 0"):
+    with pytest.raises(ValueError, match="document 'd007' for query 0"):
         damaged.scorer(model).score(model.encode_queries(["a"]).flatten().numpy(), np.array([3, 7]))
 
 
