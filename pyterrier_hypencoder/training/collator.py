@@ -83,7 +83,7 @@ class Collator:
                 raise ValueError("The rows have no item texts. Sample with item_texts=True, or pass vectors to the collator.")
             batch |= self._encode("item", items, self.doc_max_length, self.doc_prefix)
         if all(row["scores"] is not None for row in rows):
-            batch["teacher"] = torch.tensor([row["scores"] for row in rows], dtype=torch.float32)  # (B, M)
+            batch["teacher"] = torch.tensor([row["scores"] for row in rows], dtype=torch.float32, device="cpu")  # (B, M)
         return batch
 
     def _encode(self, name: str, contents: list[Content], max_length: int, prefix: str) -> dict[str, Tensor]:
@@ -95,8 +95,10 @@ class Collator:
         encoded = self._tokenize([prefix + content for content in contents if isinstance(content, str)], max_length)
         # A blank text has no tokens if the tokenizer adds no special ones.
         tokens = [(next(encoded) or [pad]) if isinstance(c, str) else self._cut(c, max_length, prefix) for c in contents]
-        ids = pad_sequence([torch.tensor(t) for t in tokens], batch_first=True, padding_value=pad)
-        mask = pad_sequence([torch.ones(len(t), dtype=torch.long) for t in tokens], batch_first=True)
+        ids = pad_sequence(
+            [torch.tensor(t, dtype=torch.long, device="cpu") for t in tokens], batch_first=True, padding_value=pad
+        )
+        mask = pad_sequence([torch.ones(len(t), dtype=torch.long, device="cpu") for t in tokens], batch_first=True)
         return {f"{name}_ids": ids, f"{name}_mask": mask}
 
     def _tokenize(self, texts: list[str], max_length: int) -> Iterator[list[int]]:
@@ -128,4 +130,4 @@ class Collator:
         if not np.isfinite(vectors).all():
             docno = docnos[int(np.argmin(np.isfinite(vectors).all(axis=1)))]
             raise ValueError(f"The vector of document {docno!r} contains NaN or infinity. Encode the document again.")
-        return torch.tensor(vectors)
+        return torch.from_numpy(vectors.copy())

@@ -54,6 +54,8 @@ def train(config: Config) -> Path:
     rows = _make_rows(config)  # before the model, because missing data is then reported at once
     validation = None if config.validation is None else _make_validation(config, config.validation)
     encoder, tokenizer = build_initial_model(config.model)
+    if get_encoder_class(encoder.config) is Hypencoder and (config.data.query_prefix or config.data.doc_prefix):
+        raise ValueError("data.query_prefix and data.doc_prefix need a bi-encoder, got a Hypencoder. Remove them.")
     collator = _make_collator(config.data, encoder, tokenizer)
     options = {entry.name: getattr(config.trainer, entry.name) for entry in dataclasses.fields(config.trainer)}
     if validation is not None and config.validation is not None:

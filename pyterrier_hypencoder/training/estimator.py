@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class HypencoderEstimator(pt.Estimator):
         teacher: Pipeline that scores candidates, for distillation.
         negatives_per_query: Maximum number of negatives to write per topic.
         negatives_per_row: Number of negatives to draw whenever a topic is used.
-        measures: Measures of ir_measures. The first one chooses the best checkpoint.
+        measures: Measures of ir_measures, or their names. The first one chooses the best checkpoint.
         text_field: Field with the text of a document, or a list of fields.
         resume: If True, continue from the last checkpoint in ``output_dir``.
 
@@ -65,7 +65,7 @@ class HypencoderEstimator(pt.Estimator):
     ) -> None:
         super().__init__()
         self.trainer = trainer
-        self.docs = docs
+        self.docs = list(docs) if isinstance(docs, Iterator) else docs  # mining and every validation read them
         self.retriever = retriever
         self.teacher = teacher
         self.negatives_per_query = negatives_per_query

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..identity import shorten
+from ..options import list_items
 
 
 def make_vector_lookup(source: Any, docnos: Sequence[str] | None = None) -> Callable[[list[str]], np.ndarray]:
@@ -18,7 +20,8 @@ def make_vector_lookup(source: Any, docnos: Sequence[str] | None = None) -> Call
         docnos: Docnos of the rows of an array, N of them.
 
     Returns:
-        Function from n docnos to float32 vectors (n, D). It raises ValueError for unknown docnos.
+        Function from n docnos to float32 vectors (n, D). It raises ValueError for unknown docnos, and can be pickled for
+        worker processes.
 
     Raises:
         ValueError: If the source is something else, or if the numbers of docnos and vectors differ.
@@ -28,33 +31,58 @@ def make_vector_lookup(source: Any, docnos: Sequence[str] | None = None) -> Call
         >>> lookup(["d2"])
         array([[0., 1.]], dtype=float32)
     """
-    if hasattr(source, "payload"):  # FlexIndex
-        lookup, array, _ = source.payload()
-        return _make_reader(source, array, lambda wanted: [int(i) for i in lookup.inv[wanted]])
+    if hasattr(source, "payload"):
+        return _FlexVectors(source)
     if hasattr(source, "vectors") and hasattr(source, "docnos"):
-        return _make_reader(source, source.vectors, source.docnos.find)
-    if not isinstance(source, np.ndarray) or source.ndim != 2 or docnos is None or len(docnos) != len(source):
+        return _IndexVectors(source)
+    names = None if docnos is None else list_items("docnos", docnos, str, "docnos")
+    if not isinstance(source, np.ndarray) or source.ndim != 2 or names is None or len(names) != len(source):
         raise ValueError(
             "source must be a HypencoderIndex, a FlexIndex, or an array (N, D) with N docnos, got "
-            f"{getattr(source, 'shape', shorten(source))} and {'no' if docnos is None else len(docnos)} docnos."
+            f"{getattr(source, 'shape', shorten(source))} and {'no' if names is None else len(names)} docnos."
         )
-    rows = {docno: row for row, docno in enumerate(docnos)}
-    return _make_reader("the array", source, lambda wanted: [rows.get(docno, -1) for docno in wanted])
+    return _ArrayVectors(source, {docno: row for row, docno in enumerate(names)})
 
 
-def _make_reader(
-    name: Any, array: np.ndarray, find: Callable[[list[str]], Sequence[int]]
-) -> Callable[[list[str]], np.ndarray]:
-    """Build the lookup from a function that returns the row of each docno, or a negative number if it is unknown."""
+@dataclass(frozen=True)
+class _IndexVectors:
+    """Vectors of a ``HypencoderIndex``. Pickles hold its path, so worker processes map the same files."""
 
-    def read_vectors(wanted: list[str]) -> np.ndarray:
-        rows = np.asarray(find(wanted), dtype=np.int64)
-        if (rows < 0).any():
-            unknown = [docno for docno, row in zip(wanted, rows, strict=True) if row < 0]
-            raise ValueError(
-                f"{name} has no vectors of {len(unknown)} documents of the training rows, such as {unknown[:3]}. Index these "
-                "documents, or leave out their rows."
-            )
-        return np.asarray(array[rows], dtype=np.float32)
+    source: Any
 
-    return read_vectors
+    def __call__(self, wanted: list[str]) -> np.ndarray:
+        return _take_vectors(self.source, self.source.vectors, self.source.docnos.find(wanted), wanted)
+
+
+@dataclass(frozen=True)
+class _FlexVectors:
+    """Vectors of a ``FlexIndex``."""
+
+    source: Any
+
+    def __call__(self, wanted: list[str]) -> np.ndarray:
+        lookup, array, _ = self.source.payload()
+        return _take_vectors(self.source, array, [int(row) for row in lookup.inv[wanted]], wanted)
+
+
+@dataclass(frozen=True)
+class _ArrayVectors:
+    """Rows of an array. Pickles hold all of it."""
+
+    array: np.ndarray
+    rows: dict[str, int]
+
+    def __call__(self, wanted: list[str]) -> np.ndarray:
+        return _take_vectors("the array", self.array, [self.rows.get(docno, -1) for docno in wanted], wanted)
+
+
+def _take_vectors(name: Any, array: np.ndarray, found: Sequence[int], wanted: list[str]) -> np.ndarray:
+    """Return the rows of an array as float32, after checking that none is negative, which marks an unknown docno."""
+    rows = np.asarray(found, dtype=np.int64)
+    if (rows < 0).any():
+        unknown = [docno for docno, row in zip(wanted, rows, strict=True) if row < 0]
+        raise ValueError(
+            f"{name} has no vectors of {len(unknown)} documents of the training rows, such as {unknown[:3]}. Index these "
+            "documents, or leave out their rows."
+        )
+    return np.asarray(array[rows], dtype=np.float32)

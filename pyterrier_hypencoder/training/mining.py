@@ -22,7 +22,7 @@ import logging
 import math
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ import pandas as pd
 from more_itertools import chunked
 
 from ..encoders.columns import TextField, join_text, list_text_fields, read_docnos, read_queries
-from ..options import check_positive
+from ..options import check_non_negative, check_number, check_positive
 from .row_files import check_row_file, check_suffix, write_row_file
 
 _LOG = logging.getLogger(__name__)
@@ -88,9 +88,11 @@ def mine(
         FileExistsError: If the file exists and was made from other inputs, or is incomplete.
         ValueError: If no topic can be used, or an input is malformed. Nothing is written then.
     """
-    path, fields = Path(path), list_text_fields(text_field)
+    path, fields = Path(path).expanduser(), list_text_fields(text_field)
     check_positive("negatives_per_query", negatives_per_query)
     check_positive("max_rank", 1 if max_rank is None else max_rank)
+    check_number("min_label", min_label)
+    check_non_negative("seed", seed)
     check_suffix(path)
     topics, qrels = _check_frames(topics, qrels)
     options = {"negatives_per_query": int(negatives_per_query), "max_rank": max_rank and int(max_rank), "seed": int(seed)}
@@ -111,8 +113,12 @@ def mine(
 
 def _check_frames(topics: pd.DataFrame, qrels: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Check topics and judgements, and return them with ids as strings."""
-    _check_columns("topics", topics, "qid", "query")
-    _check_columns("qrels", qrels, "qid", "docno", "label")
+    check_frame("topics", topics, "qid", "query")
+    check_frame("qrels", qrels, "qid", "docno", "label")
+    if not pd.api.types.is_numeric_dtype(qrels["label"]):
+        raise ValueError(
+            f"label must be a column of numbers in qrels, got {qrels['label'].dtype}. Convert it with .astype(int)."
+        )
     read_queries(topics)
     topics = topics.assign(qid=topics["qid"].astype(str))
     if topics["qid"].duplicated().any():
@@ -121,7 +127,19 @@ def _check_frames(topics: pd.DataFrame, qrels: pd.DataFrame) -> tuple[pd.DataFra
     return topics, qrels[["qid", "docno", "label"]].astype({"qid": str, "docno": str})
 
 
-def _check_columns(name: str, frame: pd.DataFrame, *columns: str) -> None:
+def check_frame(name: str, frame: Any, *columns: str) -> None:
+    """Check that a value is a frame with some columns.
+
+    Args:
+        name: Name of the frame, for the error message.
+        frame: The value.
+        *columns: Names of the columns.
+
+    Raises:
+        ValueError: If it is something else, or a column is missing.
+    """
+    if not isinstance(frame, pd.DataFrame):
+        raise ValueError(f"{name} must be a data frame with the columns {', '.join(columns)}, got {frame!r:.80}.")
     if not set(columns) <= set(frame.columns):
         raise ValueError(f"{name} must have the columns {', '.join(columns)}, got {', '.join(map(str, frame.columns))}.")
 
@@ -140,7 +158,7 @@ def _find_negatives(
     for start in range(0, len(topics), _TOPICS_PER_BATCH):
         results = retriever.transform(topics.iloc[start : start + _TOPICS_PER_BATCH])
         by = "rank" if "rank" in results.columns else "score"
-        _check_columns("the results of retriever", results, "qid", "docno", by)
+        check_frame("the results of retriever", results, "qid", "docno", by)
         results = results.sort_values(by, ascending=by == "rank", kind="stable")
         results = results.assign(qid=results["qid"].astype(str), docno=read_docnos(results))
         for qid, docnos in results.groupby("qid")["docno"]:
@@ -183,7 +201,13 @@ def _read_texts(docs: Any, fields: list[str], needed: set[str]) -> dict[str, str
     if hasattr(docs, "get_corpus_iter"):
         docs = docs.get_corpus_iter(verbose=False)
     documents = docs.to_dict("records") if isinstance(docs, pd.DataFrame) else docs
-    return {doc["docno"]: join_text(doc, fields) for doc in documents if doc.get("docno") in needed}
+    texts = {}
+    for doc in documents if isinstance(documents, Iterable) else [documents]:
+        if not isinstance(doc, Mapping):
+            raise ValueError(f"docs must be dictionaries with docno and text, a frame or a dataset, got {doc!r:.80}.")
+        if doc.get("docno") in needed:
+            texts[doc["docno"]] = join_text(doc, fields)
+    return texts
 
 
 def _check_mined(path: Path, mined: Sequence[MinedTopic], n_topics: int, negatives_per_query: int, min_label: int) -> None:
@@ -222,7 +246,7 @@ def _score_items(topics: Sequence[MinedTopic], texts: Mapping[str, str], teacher
     """Return the teacher's score of every item by qid and docno."""
     pairs = [(t.qid, t.query, docno, texts[docno]) for t in topics for docno in (*t.positives, *t.negatives)]
     scored = teacher.transform(pd.DataFrame(pairs, columns=["qid", "query", "docno", "text"]))
-    _check_columns("the results of teacher", scored, "qid", "docno", "score")
+    check_frame("the results of teacher", scored, "qid", "docno", "score")
     scores = {(row.qid, row.docno): float(row.score) for row in scored.itertuples()}
     for qid, _, docno, _ in pairs:
         if not math.isfinite(scores.get((qid, docno), math.nan)):

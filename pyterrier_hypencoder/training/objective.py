@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..encoders.networks import HypencoderDualEncoder
+from ..options import check_number, list_items
 from ..qnet import QNets
 from . import losses
 from .parameters import is_trained
@@ -28,28 +30,26 @@ class TrainingObjective(nn.Module):
 
     Args:
         encoder: Dual encoder.
-        weights: Factor of each loss by name; see :data:`LOSSES`.
+        weights: Factor of each loss by name, or names of losses; see :data:`LOSSES`.
         widths: Widths of the q-nets' hidden layers over which the losses are averaged (Matryoshka). None uses the full width.
         scale: Factor of the scores in all losses.
 
     Raises:
-        ValueError: If there are no losses, or unknown ones.
+        ValueError: If there are no losses, or unknown ones, or if a factor or a width does not fit.
     """
 
     def __init__(
         self,
         encoder: HypencoderDualEncoder,
-        weights: Mapping[str, float],
+        weights: Collection[str] | Mapping[str, float],
         widths: Sequence[int] | None = None,
         scale: float = 1.0,
     ) -> None:
         super().__init__()
-        unknown = sorted(set(weights) - set(LOSSES))
-        if unknown or not weights:
-            raise ValueError(f"losses must be among {', '.join(LOSSES)}, got {', '.join(unknown) or 'none'}.")
+        check_number("scale", scale)
         self.encoder = encoder
-        self.weights = dict(weights)
-        self.widths = None if widths is None else list(widths)
+        self.weights = _read_losses(weights)
+        self.widths = None if widths is None else _read_widths(widths, encoder)
         self.scale = scale
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
@@ -125,6 +125,35 @@ class TrainingObjective(nn.Module):
 
     def _score(self, qnets: QNets, vectors: Tensor) -> Tensor:
         return self.scale * qnets.score(vectors, training=self.training)
+
+
+def _read_losses(losses: Collection[str] | Mapping[str, float]) -> dict[str, float]:
+    """Return the factor of each loss by name."""
+    if isinstance(losses, Mapping):
+        factors = dict(losses)
+    else:
+        if isinstance(losses, str):
+            raise ValueError(f"losses must be a list of names or a mapping from names to factors, got {losses!r}. Use a list.")
+        names = list_items("losses", losses, str, "names")
+        factors = dict.fromkeys(sorted(names) if isinstance(losses, Set) else names, 1.0)
+    unknown = [str(name) for name in factors if name not in LOSSES]
+    if unknown or not factors:
+        raise ValueError(f"losses must be among {', '.join(LOSSES)}, got {', '.join(unknown) or 'none'}.")
+    for name, factor in factors.items():
+        check_number(f"The factor of {name}", factor)
+    return factors
+
+
+def _read_widths(widths: Any, encoder: HypencoderDualEncoder) -> list[int]:
+    """Return the widths as a list, after checking that the q-nets are as wide."""
+    found = [int(width) for width in list_items("widths", widths, int | np.integer, "integers")]
+    spec = encoder.config.qnet_spec
+    if spec is None or not spec.hidden_layers:
+        raise ValueError(f"widths need q-nets with hidden layers, got {found} for a model without. Remove widths.")
+    widest = max(spec.bias_sizes)
+    if not found or not all(1 <= width <= widest for width in found):
+        raise ValueError(f"widths must be between 1 and {widest}, the widest hidden layer, got {found}.")
+    return found
 
 
 def _compute_row_loss(name: str, scores: Tensor, teacher: Tensor | None) -> Tensor:

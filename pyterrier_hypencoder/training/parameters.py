@@ -95,6 +95,14 @@ def is_trained(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
+def has_trained_head(network: nn.Module) -> bool:
+    """Return True if a network has trained parameters outside its backbones and the projection of query vectors."""
+    return any(
+        parameter.requires_grad and not any(part in name for part in _ENCODER_PARTS)
+        for name, parameter in network.named_parameters()
+    )
+
+
 def get_trained_weights(network: nn.Module) -> dict[str, Tensor]:
     """Return the trained parameters of a network by name, detached."""
     return {name: parameter.detach() for name, parameter in network.named_parameters() if parameter.requires_grad}

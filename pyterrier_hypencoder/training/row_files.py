@@ -16,9 +16,11 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
+
+from ..options import list_items
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 
@@ -29,13 +31,18 @@ def list_row_files(paths: Paths) -> list[str]:
     """Return the row files that paths, directories and patterns match.
 
     Args:
-        paths: File, directory or pattern with ``*``, or a list of them. The files of one entry are sorted by name.
+        paths: File, directory or pattern with ``*``, or a list of them. The files of one entry are sorted by name, and so
+            are the entries of a set. ``~`` is the home directory.
 
     Raises:
         FileNotFoundError: If an entry matches no file.
+        ValueError: If an entry is not a path.
     """
+    entries = [paths] if isinstance(paths, str | os.PathLike) else list_items("paths", paths, str | os.PathLike, "paths")
+    if isinstance(paths, Set):  # the order of the files decides which items are sampled
+        entries.sort(key=str)
     files = []
-    for path in [paths] if isinstance(paths, str | Path) else paths:
+    for path in map(os.path.expanduser, entries):
         pattern = os.path.join(glob.escape(str(path)), "*") if os.path.isdir(path) else str(path)
         found = [name for name in sorted(glob.glob(pattern, recursive=True)) if name.endswith(SUFFIXES)]
         found = [str(path)] if os.path.isfile(path) else found

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from ..options import check_choice, check_non_negative
+from ..options import check_choice, check_non_negative, check_number
 
 Content = str | list[int]
 """A text, or its token ids with the special tokens."""
@@ -78,6 +78,12 @@ class RowSampler:
         check_choice("positive", self.positive, ("first", "type", "score_above", "top"))
         check_choice("content", self.content, ("auto", "text", "tokens"))
         check_non_negative("negatives_per_row", self.negatives_per_row)
+        check_number("threshold", self.threshold)
+        for name, default, rule in (("positive_type", "positive", "type"), ("threshold", 0, "score_above")):
+            if getattr(self, name) != default and self.positive != rule:
+                raise ValueError(
+                    f"{name} has no effect with positive={self.positive!r}. Set positive={rule!r}, or leave it out."
+                )
 
     def __call__(self, row: Mapping[str, Any] | bytes, rng: random.Random, source: str = "row") -> SampledRow:
         """Sample the items of a row.

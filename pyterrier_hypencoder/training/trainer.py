@@ -8,12 +8,14 @@ from typing import Any
 
 from ..encoders.base import Encoder
 from ..encoders.networks import HypencoderDualEncoder
+from ..options import check_non_negative, check_number, check_positive
 from . import run_state
 from .adapters import digest_base_weights
 from .collator import Collator
+from .global_state import keep_global_state
 from .initial_model import prepare_training
 from .objective import TrainingObjective
-from .parameters import is_trained, select_parameters
+from .parameters import has_trained_head, is_trained, select_parameters
 from .training_arguments import make_training_arguments, schedule_validation
 from .training_loop import TrainingLoop, Validate
 from .training_rows import TrainingRows
@@ -88,18 +90,23 @@ class HypencoderTrainer:
         verbose: bool = False,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
+        _check_numbers(batch_size, max_steps, learning_rate, head_learning_rate, warmup_steps, seed)
+        for name, value in {"lora": lora, "arguments": arguments}.items():
+            if not isinstance(value, Mapping | None):
+                raise ValueError(f"{name} must be a mapping of names to values, got {value!r:.80}.")
         encoder, own_tokenizer, self.collator, self.encoder_options = prepare_training(model, shared=train == "all")
-        if isinstance(losses, str):
-            raise ValueError(f"losses must be a list of names or a mapping from names to factors, got {losses!r}. Use a list.")
-        weights = losses if isinstance(losses, Mapping) else dict.fromkeys(losses, 1.0)
-        self.objective = TrainingObjective(encoder, weights, widths, scale)
-        if widths is not None:  # so users of the model can see the widths of its q-nets
-            encoder.config.extra["matryoshka_widths"] = list(widths)
-        self.output_dir = Path(output_dir)
+        self.objective = TrainingObjective(encoder, losses, widths, scale)
+        if self.objective.widths is not None:  # so users of the model can see the widths of its q-nets
+            encoder.config.extra["matryoshka_widths"] = self.objective.widths
+        self.output_dir = Path(output_dir).expanduser().absolute()
         self.tokenizer = own_tokenizer if tokenizer is None else tokenizer
         self.head_learning_rate = head_learning_rate
         self._selection = {"train": train, "backbone_layers": backbone_layers, "lora": None if lora is None else dict(lora)}
         select_parameters(encoder, train, backbone_layers=backbone_layers, lora=lora)
+        if head_learning_rate is not None and not has_trained_head(encoder):
+            raise ValueError(
+                "head_learning_rate has no effect, because the model has no hyper-head. Set learning_rate instead."
+            )
         self._given = dict(arguments or {})
         options = {
             "per_device_train_batch_size": batch_size,
@@ -109,7 +116,7 @@ class HypencoderTrainer:
             "lr_scheduler_type": lr_scheduler_type,
             "seed": seed,
         }
-        self.arguments = make_training_arguments(output_dir, options, self._given, verbose=verbose)
+        self.arguments = make_training_arguments(self.output_dir, options, self._given, verbose=verbose)
 
     def fit(
         self,
@@ -144,17 +151,18 @@ class HypencoderTrainer:
         facts = self.describe_run()
         last = self._find_start(rows, facts, resume)
         self._schedule(validate, best)
-        loop = TrainingLoop(
-            self.objective,
-            self.arguments,
-            rows=rows,
-            collator=collator,
-            tokenizer=self.tokenizer,
-            facts=facts,
-            validate=validate,
-            head_learning_rate=self.head_learning_rate,
-        )
-        loop.train(resume_from_checkpoint=None if last is None else str(last))
+        with keep_global_state():
+            loop = TrainingLoop(
+                self.objective,
+                self.arguments,
+                rows=rows,
+                collator=collator,
+                tokenizer=self.tokenizer,
+                facts=facts,
+                validate=validate,
+                head_learning_rate=self.head_learning_rate,
+            )
+            loop.train(resume_from_checkpoint=None if last is None else str(last))
         loop.check_finite_weights()
         final = self.output_dir / "model"
         if loop.is_world_process_zero():
@@ -210,3 +218,17 @@ class HypencoderTrainer:
             schedule_validation(self.arguments, self._given, best, measures)
         elif best is not None:
             raise ValueError(f"best={best!r} needs a validation. Pass validate=... as well, or leave out best.")
+        elif self._given.get("eval_steps") or self._given.get("eval_strategy", "no") != "no":
+            raise ValueError("eval_steps and eval_strategy have no effect without a validation. Pass validate=... to fit.")
+
+
+def _check_numbers(
+    batch_size: Any, max_steps: Any, learning_rate: Any, head_learning_rate: Any, warmup_steps: Any, seed: Any
+) -> None:
+    check_positive("batch_size", batch_size)
+    check_positive("max_steps", max_steps)
+    check_number("learning_rate", learning_rate, 0)
+    if head_learning_rate is not None:
+        check_number("head_learning_rate", head_learning_rate, 0)
+    check_non_negative("warmup_steps", warmup_steps)
+    check_non_negative("seed", seed)

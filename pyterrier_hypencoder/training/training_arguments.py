@@ -13,9 +13,34 @@ import torch
 import transformers
 from transformers.trainer_utils import IntervalStrategy
 
+from ..options import check_number
+
 _LOG = logging.getLogger(__name__)
 _N_VALIDATIONS = 10
 """Number of validations in a run, unless ``eval_steps`` or ``save_steps`` say otherwise."""
+_OPTIONS = {
+    "output_dir": "output_dir",
+    "per_device_train_batch_size": "batch_size",
+    "max_steps": "max_steps",
+    "learning_rate": "learning_rate",
+    "warmup_steps": "warmup_steps",
+    "lr_scheduler_type": "lr_scheduler_type",
+    "seed": "seed",
+    "disable_tqdm": "verbose",
+    "resume_from_checkpoint": "resume in fit(...)",
+    "load_best_model_at_end": "best in fit(...)",
+    "metric_for_best_model": "best in fit(...)",
+    "greater_is_better": "best in fit(...)",
+}
+"""Training arguments that have an option of the trainer, and that option."""
+_WITHOUT_EFFECT = {
+    *("data_seed", "group_by_length", "length_column_name", "train_sampling_strategy", "auto_find_batch_size"),
+    *("dataloader_drop_last", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor"),
+    *("per_device_eval_batch_size", "eval_accumulation_steps", "batch_eval_metrics", "prediction_loss_only", "past_index"),
+    *("label_smoothing_factor", "label_names", "include_for_metrics", "include_inputs_for_metrics", "save_safetensors"),
+    *("do_train", "do_eval", "do_predict"),
+}
+"""Training arguments without a meaning here, because batches, losses, validation and checkpoints are this package's own."""
 _FIXED = {"remove_unused_columns": False, "ignore_data_skip": True}  # the training rows skip themselves
 
 
@@ -34,6 +59,7 @@ def make_training_arguments(
         ValueError: If an argument of the user is unknown or would have no effect.
     """
     _check_given(given)
+    _check_warm_up(given, options)
     arguments = transformers.TrainingArguments(
         **{
             "output_dir": str(output_dir),
@@ -66,11 +92,24 @@ def _check_given(given: Mapping[str, Any]) -> None:
             raise ValueError(f"arguments must be options of transformers.TrainingArguments, got {name!r}.{hint}")
         if name in _FIXED and given[name] != _FIXED[name]:
             raise ValueError(f"{name} must be {_FIXED[name]} in arguments, got {given[name]!r}. Remove it.")
+        if name in _OPTIONS:
+            raise ValueError(f"{name} is no key of arguments, got {given[name]!r}. Set the option {_OPTIONS[name]} instead.")
+        if name in _WITHOUT_EFFECT:
+            raise ValueError(f"{name} has no effect in arguments, got {given[name]!r}. Remove it.")
+        if name in ("save_steps", "eval_steps", "logging_steps") and given[name] is not None:
+            check_number(name, given[name])
+            if given[name] <= 0:
+                raise ValueError(f"{name} must be positive, got {given[name]!r}.")
     if "num_train_epochs" in given:
         raise ValueError(
             f"num_train_epochs has no effect, because training ends after max_steps steps, got {given['num_train_epochs']!r}. "
             "Set max_steps to epochs * rows / batch_size."
         )
+
+
+def _check_warm_up(given: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    if given.get("warmup_ratio") and options["warmup_steps"]:
+        raise ValueError(f"warmup_ratio contradicts warmup_steps, got {given['warmup_ratio']} and {options['warmup_steps']}.")
 
 
 def schedule_validation(
@@ -87,7 +126,11 @@ def schedule_validation(
     Raises:
         ValueError: If the measure is unknown, or if the user's arguments save at other steps than they validate.
     """
+    if given.get("eval_strategy", "steps") != "steps":
+        raise ValueError(f"eval_strategy must be 'steps' with a validation, got {given['eval_strategy']!r}. Remove it.")
     every = given.get("eval_steps") or given.get("save_steps") or max(1, arguments.max_steps // _N_VALIDATIONS)
+    if every > arguments.max_steps:
+        raise ValueError(f"eval_steps must be at most max_steps ({arguments.max_steps}), got {every}. Lower it.")
     arguments.eval_strategy, arguments.eval_steps = IntervalStrategy.STEPS, every
     if best is None:
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from ..artifact import HypencoderIndex, HypencoderIndexer
 from ..encoders.base import Encoder
 from ..encoders.columns import TextField
 from ..encoders.loading import load_encoder
+from ..options import check_positive
+from .mining import check_frame
 
 
 class Validation:
@@ -57,17 +59,26 @@ class Validation:
         num_results: int = 1000,
         options: Mapping[str, Any] | None = None,
     ) -> None:
+        check_frame("topics", topics, "qid", "query")
+        check_frame("qrels", qrels, "qid", "docno", "label")
+        check_positive("num_results", num_results)
         self.topics = topics.assign(qid=topics["qid"].astype(str))
         self.qrels = qrels[qrels["qid"].astype(str).isin(set(self.topics["qid"]))]
         if self.qrels.empty:
             raise ValueError("qrels has no judgements of the validation topics. Check that the qids of both match.")
         if docs is None and "docno" not in topics.columns:
             raise ValueError("Validation needs docs, or topics with candidates (docno and text), got neither.")
+        if judged_only and "docno" in topics.columns:
+            raise ValueError("judged_only has no effect on topics with candidates, which are re-ranked. Leave it out.")
+        if isinstance(docs, str | Path):
+            raise ValueError(
+                f"docs must be documents, a dataset or an index, got {docs!r}. Open it with HypencoderIndex(...)."
+            )
         self.judged = set(self.qrels["docno"].astype(str)) if judged_only else None
         self.docs = docs
         if not isinstance(docs, HypencoderIndex | pd.DataFrame) and not hasattr(docs, "get_corpus_iter") and docs is not None:
             self.docs = [doc for doc in docs if self._is_indexed(doc)]  # a list, because every validation reads it again
-        self.measures = [ir_measures.parse_measure(m) if isinstance(m, str) else m for m in measures]
+        self.measures = _parse_measures(measures)
         self.text_field = text_field
         self.num_results = num_results
         self.options = dict(options or {})
@@ -114,3 +125,16 @@ class Validation:
 
     def _is_indexed(self, doc: Mapping[str, Any]) -> bool:
         return self.judged is None or doc.get("docno") in self.judged
+
+
+def _parse_measures(measures: Any) -> list[Any]:
+    """Return measures by their names, or unchanged if they are no strings."""
+    if isinstance(measures, str) or not isinstance(measures, Iterable):
+        raise ValueError(f"measures must be a list of measures, got {measures!r}. Put it in a list.")
+    try:
+        parsed = [ir_measures.parse_measure(measure) if isinstance(measure, str) else measure for measure in measures]
+    except (NameError, ValueError) as err:
+        raise ValueError(f"measures must be measures of ir_measures or their names: {err}") from err
+    if not parsed:
+        raise ValueError("measures must contain at least one measure, got none.")
+    return parsed
