@@ -52,6 +52,8 @@ class Encoder(ByArguments):
     verbose: bool
     revision: str | None
     trust_remote_code: bool
+    query_prefix: str | None = None
+    doc_prefix: str | None = None
 
     @property
     def vec_size(self) -> int:

@@ -59,8 +59,8 @@ def prepare_training(model: Any, *, shared: bool) -> InitialModel:
         tokenizer,
         query_max_length=min(model.query_max_length, hub.get_max_length(encoder.query_encoder.transformer)),
         doc_max_length=min(model.doc_max_length, hub.get_max_length(encoder.passage_encoder.transformer)),
-        query_prefix=model.query_prefix,
-        doc_prefix=model.doc_prefix,
+        query_prefix=model.query_prefix or "",
+        doc_prefix=model.doc_prefix or "",
     )
     return InitialModel(encoder, tokenizer, collator, model.options(skip=("pooling", "normalize", "qnet")))
 
