@@ -89,10 +89,7 @@ def mine(
         ValueError: If no topic can be used, or an input is malformed. Nothing is written then.
     """
     path, fields = Path(path).expanduser(), list_text_fields(text_field)
-    check_positive("negatives_per_query", negatives_per_query)
-    check_positive("max_rank", 1 if max_rank is None else max_rank)
-    check_number("min_label", min_label)
-    check_non_negative("seed", seed)
+    _check_numbers(negatives_per_query, max_rank, min_label, seed)
     check_suffix(path)
     topics, qrels = _check_frames(topics, qrels)
     options = {"negatives_per_query": int(negatives_per_query), "max_rank": max_rank and int(max_rank), "seed": int(seed)}
@@ -109,6 +106,13 @@ def mine(
     _check_mined(path, mined, len(topics), negatives_per_query, min_label)
     write_row_file(path, _make_rows(mined, texts, teacher), made_from)
     return path
+
+
+def _check_numbers(negatives_per_query: Any, max_rank: Any, min_label: Any, seed: Any) -> None:
+    check_positive("negatives_per_query", negatives_per_query)
+    check_positive("max_rank", 1 if max_rank is None else max_rank)
+    check_number("min_label", min_label)
+    check_non_negative("seed", seed)
 
 
 def _check_frames(topics: pd.DataFrame, qrels: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -245,7 +245,7 @@ def test_validation_on_an_index_needs_frozen_documents(make_overrides, validatio
         ("model.hidden=[12, 24]", "A residual requires layers of equal width"),
         ("trainer.losses=hinge", "losses must be among"),
         ("trainer.lr_scheduler_type=steep", "steep is not a valid"),
-        ("trainer.widths=[999]", "width must be between 1 and 24"),
+        ("trainer.widths=[999]", "widths must be between 1 and 24"),
         ("trainer.arguments.save_steps=often", "trainer.arguments.save_steps must equal validation.every"),
         ("data.query_prefix=q", "need a bi-encoder, got a Hypencoder"),
         ("validation.options.colour=red", "validation.options must be among"),

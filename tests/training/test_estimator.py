@@ -39,7 +39,9 @@ def test_estimator_learns_from_candidates_of_a_pipeline(model, topics, qrels, ca
 
 def test_other_candidates_give_another_row_file(model, topics, qrels, candidates, tmp_path):
     for first in (candidates, candidates[candidates["rank"] < 6]):
-        HypencoderEstimator(make_trainer(model, tmp_path / "out"), negatives_per_row=3, resume=True).fit(first, qrels)
+        HypencoderEstimator(make_trainer(model, tmp_path / "out"), negatives_per_row=3, resume=True).fit(
+            first, qrels, candidates, qrels
+        )
     assert len(list((tmp_path / "out").glob("rows-*.jsonl.gz"))) == 2
 
 
@@ -58,7 +60,7 @@ def test_estimator_keeps_the_options_of_its_model(dense_dir, topics, qrels, cand
 
 
 def test_estimator_with_docs_and_retriever_mines_negatives(model, topics, qrels, docs, index, tmp_path):
-    options = {"docs": docs, "retriever": index.retriever(model, num_results=20), "measures": ["Rprec"]}
+    options = {"docs": iter(docs), "retriever": index.retriever(model, num_results=20), "measures": ["Rprec"]}
     estimator = HypencoderEstimator(
         make_trainer(model, tmp_path / "out"), negatives_per_row=3, teacher=model.text_scorer(), **options
     )
