@@ -147,10 +147,10 @@ def _read_losses(losses: Collection[str] | Mapping[str, float]) -> dict[str, flo
 def _read_widths(widths: Any, encoder: HypencoderDualEncoder) -> list[int]:
     """Return the widths as a list, after checking that the q-nets are as wide."""
     found = [int(width) for width in list_items("widths", widths, int | np.integer, "integers")]
-    spec = encoder.config.qnet_spec
-    if spec is None or not spec.hidden_layers:
+    has_qnets = "converter_kwargs" in encoder.config.query_encoder_kwargs
+    widest = max(encoder.config.qnet_spec.bias_sizes, default=0) if has_qnets else 0
+    if not widest:
         raise ValueError(f"widths need q-nets with hidden layers, got {found} for a model without. Remove widths.")
-    widest = max(spec.bias_sizes)
     if not found or not all(1 <= width <= widest for width in found):
         raise ValueError(f"widths must be between 1 and {widest}, the widest hidden layer, got {found}.")
     return found

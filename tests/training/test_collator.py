@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import pickle
+from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 
 import numpy as np
@@ -16,7 +18,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
+from pyterrier_hypencoder import HypencoderIndexer
 from pyterrier_hypencoder.training.collator import Collator
+from pyterrier_hypencoder.training.frozen_vectors import make_vector_lookup
 from pyterrier_hypencoder.training.row_sampler import RowSampler
 from pyterrier_hypencoder.training.training_rows import TrainingRows
 
@@ -118,3 +122,43 @@ def test_invalid_batches_raise(tokenizer):
         Collator(tokenizer, doc_max_length=0)
     unscored = drop_key(make_row(1), "score")
     assert "teacher" not in Collator(tokenizer)([sample(make_row(0)), sample(unscored)])
+
+
+def collate_again(collator, rows):
+    """Collate in another process."""
+    return {name: tensor.numpy() for name, tensor in collator(rows).items()}
+
+
+def test_collator_works_in_a_spawned_process(tokenizer, docs, tmp_path):
+    """Worker processes start from nothing on macOS and Windows."""
+    vectors = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    index = HypencoderIndexer(tmp_path / "x.hyp").index({"docno": f"d{i}", "doc_vec": v} for i, v in enumerate(vectors))
+    row = {"query_id": "q", "query": "a query", "item_ids": ["d2", "d0"], "items": ["one", "two words"], "scores": [1.0, 0.5]}
+    lookups = [None, make_vector_lookup(index), make_vector_lookup(vectors, ["d0", "d1", "d2"])]
+    collators = [Collator(tokenizer, vectors=lookup) for lookup in lookups]
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        found = list(pool.map(collate_again, collators, [[row]] * 3))
+    for batch, collator in zip(found, collators, strict=True):
+        expected = collator([row])
+        assert batch.keys() == expected.keys()
+        assert all(np.array_equal(batch[name], expected[name].numpy()) for name in batch)
+
+
+@pytest.mark.slow
+def test_workers_of_a_data_loader_may_be_spawned(two_files, tokenizer):
+    rows, collator = TrainingRows(two_files, RowSampler(negatives_per_row=2), shuffle_buffer=0), Collator(tokenizer)
+    spawned = DataLoader(rows, batch_size=5, collate_fn=collator, num_workers=1, multiprocessing_context="spawn")
+    for found, expected in zip(spawned, DataLoader(rows, batch_size=5, collate_fn=collator), strict=True):
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("default", ["float16", "float64", "meta"])
+def test_global_defaults_of_torch_change_no_batch(tokenizer, torch_default, default):
+    row = {"query_id": "q", "query": "a query", "item_ids": ["d2", "d0"], "items": ["one", [5, 6]], "scores": [1.0, 0.5]}
+    collators = [Collator(tokenizer), Collator(tokenizer, vectors=lambda docnos: np.ones((len(docnos), 4)))]
+    for collator in collators:
+        expected = collator([row])
+        with torch_default(default):
+            found = collator([row])
+        for name, tensor in expected.items():
+            assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)

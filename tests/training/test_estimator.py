@@ -58,7 +58,7 @@ def test_estimator_keeps_the_options_of_its_model(dense_dir, topics, qrels, cand
 
 
 def test_estimator_with_docs_and_retriever_mines_negatives(model, topics, qrels, docs, index, tmp_path):
-    options = {"docs": docs, "retriever": index.retriever(model, num_results=20), "measures": ["Rprec"]}
+    options = {"docs": iter(docs), "retriever": index.retriever(model, num_results=20), "measures": ["Rprec"]}
     estimator = HypencoderEstimator(
         make_trainer(model, tmp_path / "out"), negatives_per_row=3, teacher=model.text_scorer(), **options
     )

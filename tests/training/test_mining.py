@@ -197,3 +197,27 @@ def test_invalid_inputs_raise_and_write_nothing(inputs, tmp_path):
         with pytest.raises(ValueError, match=message):
             mine(**{**given, "path": path, **changes})
         assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"topics": [{"qid": "q1", "query": "a"}]}, "topics must be a data frame with the columns qid, query"),
+        ({"qrels": "qrels.txt"}, "qrels must be a data frame with the columns qid, docno, label"),
+        ({"docs": "irds:vaswani"}, "docs must be dictionaries with docno and text, a frame or a dataset, got 'i'"),
+        ({"docs": 5}, "docs must be dictionaries .* got 5"),
+        ({"seed": -1}, "seed must be"),
+        ({"min_label": float("nan")}, "min_label must be a finite number"),
+    ],
+    ids=str,
+)
+def test_inputs_of_wrong_types_raise_value_error(topics, qrels, docs, tmp_path, change, message):
+    results = topics[["qid"]].assign(docno="d001", rank=0)
+    inputs = {"topics": topics, "qrels": qrels, "docs": docs, "retriever": pt.Transformer.from_df(results)} | change
+    with pytest.raises(ValueError, match=message):
+        mine(**inputs, path=tmp_path / "rows.jsonl")
+
+
+def test_labels_must_be_numbers(topics, qrels, docs, tmp_path):
+    with pytest.raises(ValueError, match="label must be a column of numbers in qrels"):
+        mine(topics, qrels.astype({"label": str}), docs, None, path=tmp_path / "rows.jsonl")

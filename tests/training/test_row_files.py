@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 from example_rows import make_row, write_rows
 
@@ -54,3 +57,23 @@ def test_malformed_rows_raise_with_file_and_line(tmp_path, line):
     with pytest.raises(ValueError, match="rows.jsonl, row 2.*must .*got ") as caught:
         list(TrainingRows(path, RowSampler(negatives_per_row=0), on_too_few_items="skip"))
     assert not isinstance(caught.value, TooFewItemsError)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, set, np.array])
+def test_paths_may_be_any_collection(tmp_path, kind):
+    names = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
+    for name in names:
+        Path(name).write_text("{}")
+    assert list_row_files(kind(names)) == names
+
+
+def test_home_directory_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.jsonl").write_text("{}")
+    assert list_row_files("~/a.jsonl") == list_row_files(["~/*.jsonl"]) == [str(tmp_path / "a.jsonl")]
+
+
+@pytest.mark.parametrize("paths", [iter(["a.jsonl"]), 5, None, [5], b"a.jsonl"], ids=str)
+def test_paths_of_wrong_types_raise_value_error(paths):
+    with pytest.raises(ValueError, match="paths must be a collection of paths"):
+        list_row_files(paths)

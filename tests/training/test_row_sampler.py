@@ -92,3 +92,15 @@ def test_missing_scores_raise_if_they_are_needed(tmp_path, options):
 def test_invalid_options_raise(options):
     with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
         RowSampler(**options)
+
+
+@pytest.mark.parametrize("options", [{"positive_type": "gold"}, {"positive": "type", "threshold": 1.0}], ids=str)
+def test_options_without_effect_are_refused(options):
+    with pytest.raises(ValueError, match="has no effect with positive="):
+        RowSampler(**options)
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), "1", None, True])
+def test_threshold_must_be_a_number(threshold):
+    with pytest.raises(ValueError, match="threshold must be a finite number"):
+        RowSampler(positive="score_above", threshold=threshold)

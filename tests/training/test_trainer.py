@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 
 import numpy as np
 import pytest
 import torch
-from tiny_training import make_batch, make_encoder, make_rows, make_trainer, read_weights, train
+from tiny_training import load_tokenizer, make_batch, make_encoder, make_rows, make_trainer, read_weights, train
 
-from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndexer
+from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndexer, HypencoderTrainer
 from pyterrier_hypencoder.training.collator import Collator
 
 
@@ -93,3 +94,44 @@ def test_invalid_losses_and_parts_raise(tmp_path):
         make_trainer(tmp_path, losses=[])
     with pytest.raises(ValueError, match="train must be one of"):
         make_trainer(tmp_path, train="documents")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *[(name, value) for name in ("batch_size", "max_steps") for value in (0, -1, True, 1.5, "3")],
+        *[(name, value) for name in ("warmup_steps", "seed") for value in (-1, 1.5, None)],
+        *[(name, value) for name in ("learning_rate", "head_learning_rate", "scale") for value in (float("nan"), "1", True)],
+        *[("widths", value) for value in ("24", 24, [0], [25], [1.5], [], iter([4]))],
+        *[("losses", value) for value in (iter(["margin_mse"]), [], 3, ["margin_mse", 3], {"margin_mse": float("nan")})],
+        *[("lora", value) for value in ("r", ["r"])],
+        *[("arguments", value) for value in ("bf16", [("bf16", True)])],
+    ],
+    ids=str,
+)
+def test_options_of_wrong_types_are_refused(tmp_path, option, value):
+    with pytest.raises(ValueError, match="factor of margin_mse" if isinstance(value, dict) else f"{option} must be"):
+        HypencoderTrainer(make_encoder(), tmp_path, tokenizer=load_tokenizer(), **{option: value})
+
+
+@pytest.mark.parametrize(("option", "value"), [("widths", [4]), ("head_learning_rate", 1e-3)])
+def test_options_of_qnets_are_refused_for_a_dense_model(dense, tmp_path, option, value):
+    with pytest.raises(ValueError, match=option):
+        HypencoderTrainer(dense, tmp_path, **{option: value})
+
+
+def test_training_keeps_global_random_states_and_needs_no_default_device(rows_file, tmp_path, torch_default):
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    folder = train(tmp_path / "plain", rows_file, max_steps=2)
+    with torch_default("meta"):
+        other = train(tmp_path / "meta", rows_file, max_steps=2, model=make_trainer(tmp_path / "unused").objective.encoder)
+    assert states[0] == random.getstate() and states[1] == np.random.get_state()[1].tolist()
+    assert torch.equal(states[2], torch.get_rng_state())
+    assert read_weights(folder).keys() == read_weights(other).keys()
+
+
+def test_relative_output_dir_is_resolved_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = make_trainer("here")
+    monkeypatch.chdir("/")
+    assert trainer.output_dir == tmp_path / "here" and trainer.arguments.output_dir == str(tmp_path / "here")

@@ -68,12 +68,42 @@ def test_impossible_choice_of_best_checkpoint_raises(rows_file, tmp_path, best, 
             "must be options of transformers.TrainingArguments, got 'warmup_step'. Did you mean 'warmup_steps'",
         ),
         ({"k": 3}, "got 'k'"),
+        ({"max_steps": 5}, "max_steps is no key of arguments, got 5. Set the option max_steps instead"),
+        ({"per_device_train_batch_size": 5}, "Set the option batch_size instead"),
+        ({"metric_for_best_model": "AP"}, r"Set the option best in fit\(...\) instead"),
+        ({"dataloader_drop_last": True}, "dataloader_drop_last has no effect in arguments, got True. Remove it"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor has no effect"),
+        ({"eval_steps": 0}, "eval_steps must be positive, got 0"),
+        ({"save_steps": "ten"}, "save_steps must be a finite number, got 'ten'"),
         ({"remove_unused_columns": True}, "remove_unused_columns must be False in arguments, got True. Remove it"),
     ],
 )
 def test_arguments_without_effect_are_refused(tmp_path, given, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, arguments=given).fit(None, None)
+
+
+def test_warm_up_as_steps_and_as_a_ratio_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="warmup_ratio contradicts warmup_steps, got 0.1 and 3"):
+        make_trainer(tmp_path, warmup_steps=3, arguments={"warmup_ratio": 0.1})
+
+
+@pytest.mark.parametrize("arguments", [{"eval_steps": 2}, {"eval_strategy": "steps"}])
+def test_steps_of_validations_need_a_validation(rows_file, tmp_path, arguments):
+    with pytest.raises(ValueError, match="no effect without a validation. Pass validate="):
+        train(tmp_path, rows_file, arguments=arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"eval_steps": 11}, "eval_steps must be at most max_steps"),
+        ({"eval_strategy": "epoch"}, "eval_strategy must be 'steps'"),
+    ],
+)
+def test_validations_that_would_never_happen_are_refused(rows_file, tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, rows_file, arguments=arguments, validate=lambda folder: {"AP": 0.1}, best="AP")
 
 
 def test_losses_as_one_string_are_refused(tmp_path):

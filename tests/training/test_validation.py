@@ -67,3 +67,25 @@ def test_missing_judgements_and_documents_raise(topics, qrels, docs):
         Validation(topics, qrels.assign(qid="none"), docs)
     with pytest.raises(ValueError, match="Validation needs docs, or topics with candidates"):
         Validation(topics, qrels)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"measures": "nDCG@10"}, "measures must be a list of measures, got 'nDCG@10'. Put it in a list"),
+        ({"measures": ["nonsense"]}, "measures must be measures of ir_measures or their names"),
+        ({"measures": []}, "measures must contain at least one measure"),
+        ({"docs": "docs.jsonl"}, "docs must be documents, a dataset or an index, got 'docs.jsonl'"),
+        ({"num_results": 0}, "num_results must be a positive integer"),
+        ({"qrels": []}, "qrels must be a data frame"),
+    ],
+    ids=str,
+)
+def test_inputs_of_wrong_types_raise_value_error(topics, qrels, docs, options, message):
+    with pytest.raises(ValueError, match=message):
+        Validation(**{"topics": topics, "qrels": qrels, "docs": docs} | options)
+
+
+def test_judged_only_is_refused_for_candidates(candidates, qrels):
+    with pytest.raises(ValueError, match="judged_only has no effect"):
+        Validation(candidates, qrels, judged_only=True)
