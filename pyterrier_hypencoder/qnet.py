@@ -1,7 +1,6 @@
 """Q-nets: the small neural networks that queries become, and their fp32 reference score.
 
-Every other way to score a document agrees with :meth:`QNets.score`. Faster ways live in
-:mod:`pyterrier_hypencoder.scoring`.
+Every way to score a document agrees with :meth:`QNets.score`. Faster ones are in :mod:`pyterrier_hypencoder.scoring`.
 
 The whole package uses these letters for shapes: Q queries, N documents, D dimensions of a document vector, H hidden width,
 T tokens, L hidden layers, K results.

@@ -4,6 +4,9 @@ from .backends import BACKENDS, PRECISIONS, make_scorer, select_backend
 from .device import choose_search_device, resolve_device
 from .protocol import Backend, Scorer
 
+scorer = make_scorer
+"""Short name of :func:`make_scorer`, beside ``index.scorer``."""
+
 __all__ = [
     "BACKENDS",
     "PRECISIONS",
@@ -12,5 +15,6 @@ __all__ = [
     "choose_search_device",
     "make_scorer",
     "resolve_device",
+    "scorer",
     "select_backend",
 ]
