@@ -84,7 +84,7 @@ def test_arguments_without_effect_are_refused(tmp_path, given, message):
 
 
 def test_warm_up_as_steps_and_as_a_ratio_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="warmup_ratio contradicts warmup_steps, got 0.1 and 3"):
+    with pytest.raises(ValueError, match="warmup_ratio"):
         make_trainer(tmp_path, warmup_steps=3, arguments={"warmup_ratio": 0.1})
 
 
