@@ -96,11 +96,8 @@ def is_trained(module: nn.Module) -> bool:
 
 
 def has_trained_head(network: nn.Module) -> bool:
-    """Return True if a network has trained parameters outside its backbones and the projection of query vectors."""
-    return any(
-        parameter.requires_grad and not any(part in name for part in _ENCODER_PARTS)
-        for name, parameter in network.named_parameters()
-    )
+    """Return True if a network has trained parameters outside its backbones: a hyper-head or a projection."""
+    return any(p.requires_grad and ".transformer." not in name for name, p in network.named_parameters())
 
 
 def get_trained_weights(network: nn.Module) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from .parameters import has_trained_head, is_trained, select_parameters
 from .training_arguments import make_training_arguments, schedule_validation
 from .training_loop import TrainingLoop, Validate
 from .training_rows import TrainingRows
+
+_LOG = logging.getLogger(__name__)
 
 
 class HypencoderTrainer:
@@ -219,7 +222,8 @@ class HypencoderTrainer:
         elif best is not None:
             raise ValueError(f"best={best!r} needs a validation. Pass validate=... as well, or leave out best.")
         elif self._given.get("eval_steps") or self._given.get("eval_strategy", "no") != "no":
-            raise ValueError("eval_steps and eval_strategy have no effect without a validation. Pass validate=... to fit.")
+            # An error would be too strict: an estimator may be fitted with a validation first, and then without.
+            _LOG.warning("eval_steps and eval_strategy have no effect without a validation. Pass validate=... to fit.")
 
 
 def _check_numbers(

@@ -39,9 +39,7 @@ def test_estimator_learns_from_candidates_of_a_pipeline(model, topics, qrels, ca
 
 def test_other_candidates_give_another_row_file(model, topics, qrels, candidates, tmp_path):
     for first in (candidates, candidates[candidates["rank"] < 6]):
-        HypencoderEstimator(make_trainer(model, tmp_path / "out"), negatives_per_row=3, resume=True).fit(
-            first, qrels, candidates, qrels
-        )
+        HypencoderEstimator(make_trainer(model, tmp_path / "out"), negatives_per_row=3, resume=True).fit(first, qrels)
     assert len(list((tmp_path / "out").glob("rows-*.jsonl.gz"))) == 2
 
 

@@ -52,7 +52,7 @@ def test_query_projection_is_trained_while_the_backbone_is_frozen(dense, tokeniz
     checkpoint.save(start, tmp_path / "start", tokenizer=tokenizer)
     cls = BiEncoder if hidden is None else Hypencoder
     options = {"max_steps": 1, "losses": ["in_batch_ce"], "train": "head", "scale": 20 if hidden is None else 1}
-    options |= {"learning_rate": 1e-3, "tokenizer": None} | ({} if hidden is None else {"head_learning_rate": 0.024})
+    options |= {"learning_rate": 1e-3, "head_learning_rate": 0.024, "tokenizer": None}
     folder = train(tmp_path / "out", rows_file, cls(tmp_path / "start", device="cpu"), **options)
     before, after = read_weights(tmp_path / "start"), read_weights(folder)
     changed = list_changed(before, after)

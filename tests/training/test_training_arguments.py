@@ -90,9 +90,9 @@ def test_warm_up_as_steps_and_as_a_ratio_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [{"eval_steps": 2}, {"eval_strategy": "steps"}])
-def test_steps_of_validations_need_a_validation(rows_file, tmp_path, arguments):
-    with pytest.raises(ValueError, match="no effect without a validation. Pass validate="):
-        train(tmp_path, rows_file, arguments=arguments)
+def test_steps_of_validations_without_a_validation_are_a_warning(rows_file, tmp_path, caplog, arguments):
+    train(tmp_path, rows_file, max_steps=1, arguments=arguments)
+    assert "no effect without a validation. Pass validate=... to fit." in caplog.text
 
 
 @pytest.mark.parametrize(
