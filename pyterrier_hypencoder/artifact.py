@@ -176,7 +176,7 @@ class HypencoderIndex(pt.Artifact):
         key = (str(record), device)
         with self._loading:  # threads share the model
             if key not in self._models:
-                self._models[key] = load_recorded_encoder(record, device=device)
+                self._models[key] = load_recorded_encoder(record, device=device, index=self._reader.path)
             return self._models[key]
 
     @_takes_options_of(HypencoderRetriever)

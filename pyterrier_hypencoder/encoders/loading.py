@@ -19,29 +19,32 @@ _RENAMED_OPTIONS = {"pads_in_mean": "pool_padding"}
 """Options that older indexes record under another name."""
 
 
-def load_recorded_encoder(record: dict[str, Any], *, device: str = "auto") -> Encoder:
+def load_recorded_encoder(record: dict[str, Any], *, device: str = "auto", index: str | os.PathLike[str] = "") -> Encoder:
     """Load the encoder that an index records; see :meth:`Encoder.record`.
 
     Args:
         record: The entry ``model`` of an index's ``pt_meta.json``.
         device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda[:n]``.
+        index: Path of the index, for error messages.
 
     Raises:
         ValueError: If the record names an unknown class or unknown options.
     """
     classes: dict[str, Callable[..., Encoder]] = {"Hypencoder": Hypencoder, "BiEncoder": BiEncoder}
     if not isinstance(record, dict):
-        raise ValueError(f"The model of the index must be an object in pt_meta.json, got {record!r}. Pass model=...")
-    check_choice("The model class of the index", record.get("class"), classes)
+        raise ValueError(f"The model of the index {index} must be an object in pt_meta.json, got {record!r}. Pass model=...")
+    check_choice(f"The model class of the index {index}", record.get("class"), classes)
     make, stored, name = classes[record["class"]], record.get("options") or {}, record.get("name")
     if not isinstance(stored, dict) or not isinstance(name, str):
-        raise ValueError(f"The model of the index must have a name and options, got {name!r} and {stored!r}. Pass model=...")
+        raise ValueError(
+            f"The model of the index {index} must have a name and options, got {name!r} and {stored!r}. Pass model=..."
+        )
     options = {_RENAMED_OPTIONS.get(str(key), str(key)): value for key, value in stored.items()}
     options.pop("trust_remote_code", None)  # only the user can allow code
     if unknown := sorted(
         set(options) - set(signature(make).parameters) | set(options) & {"name_or_path", "device", "revision"}
     ):
-        raise ValueError(f"The index records unknown options of its model: {', '.join(unknown)}. Pass model=... to search it.")
+        raise ValueError(f"The index {index} records unknown options of its model: {', '.join(unknown)}. Pass model=...")
     return make(name, revision=record.get("revision"), device=device, **options)
 
 

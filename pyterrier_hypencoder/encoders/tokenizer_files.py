@@ -9,7 +9,7 @@ from typing import Any
 
 from .hub import check_remote_code, check_sizes, get_source
 from .model_files import CONFIG_FILE, find_file
-from .reading import check_file, guard_reading, make_error, parse_json
+from .reading import MAX_JSON_BYTES, check_file, guard_reading, make_error, parse_json
 
 _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _VOCABULARIES = (
@@ -18,6 +18,8 @@ _VOCABULARIES = (
 )
 TOKENIZER_FILES = (*_VOCABULARIES, *_TOKENIZER_SETTINGS)
 """Files that a tokenizer may have; a model has some of them."""
+_MAX_BYTES = 4 * MAX_JSON_BYTES
+"""Largest file of a tokenizer."""
 _TOKENIZERS_OF_BYTES = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
 """Tokenizers without a vocabulary file."""
 _MIN_VOCABULARY = 0.5
@@ -52,6 +54,8 @@ def load_tokenizer(
             f"The tokenizer of {name_or_path!r} has no vocabulary ({', '.join(_VOCABULARIES[:3])} or another file). Copy the "
             "tokenizer's files into the model."
         )
+    for path in found.values():
+        check_file(path, _MAX_BYTES)
     path = next(iter(found.values()))
     _check_directory(path.parent)
     if (path.parent / CONFIG_FILE).exists():  # the class of the tokenizer depends on it

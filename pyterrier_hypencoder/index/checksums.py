@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from .files import check_regular_file, fsync
+from .files import check_regular_file, fsync, name_file
 
 ALGORITHM = "xxh3_64"
 BLOCK_BYTES = 2**16
@@ -166,8 +166,14 @@ def _hash_meta(meta: dict[str, Any]) -> str:
     return xxhash.xxh3_64_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
-def check_file(folder: Path, name: str, meta: dict[str, Any]) -> None:
+def check_file(folder: Path, name: str, meta: dict[str, Any], max_bytes: int) -> None:
     """Compare a whole file with its checksum in the metadata of its directory, if there is one.
+
+    Args:
+        folder: Directory of the file.
+        name: Name of the file.
+        meta: Metadata of the directory.
+        max_bytes: Largest size that the file can have. A larger one is refused without reading it.
 
     Raises:
         OSError: If the file cannot be read.
@@ -176,7 +182,12 @@ def check_file(folder: Path, name: str, meta: dict[str, Any]) -> None:
     expected = _read_table(folder, meta).get(name)
     if not os.path.exists(folder / name):
         raise ValueError(f"{folder} is damaged: {name} is missing. Copy the directory again or rebuild it.")
-    check_regular_file(folder / name)
+    found = check_regular_file(folder / name).st_size
+    if found > max_bytes:
+        raise ValueError(
+            f"{folder / name} is damaged: it must have at most {max_bytes:,} bytes, got {found:,}. Copy the directory again "
+            "or rebuild it."
+        )
     if expected is not None and hash_file(folder / name) != expected:
         raise ValueError(
             f"{folder / name} is damaged or belongs to another index: its checksum does not match. Copy the directory again "
@@ -210,13 +221,14 @@ def map_checked_rows(
             "the directory again or rebuild it."
         )
     sums = _read_block_sums(folder, get_sums_name(name), meta, -(-expected // BLOCK_BYTES))
-    return CheckedRows(np.memmap(file, dtype=dtype, mode="r", shape=shape), file, sums, columns)
+    with name_file(file):
+        return CheckedRows(np.memmap(file, dtype=dtype, mode="r", shape=shape), file, sums, columns)
 
 
 def _read_block_sums(folder: Path, name: str, meta: dict[str, Any], number: int) -> np.ndarray | None:
     if name not in _read_table(folder, meta):
         return None
-    check_file(folder, name, meta)
+    check_file(folder, name, meta, number * SUMS_DTYPE.itemsize)
     sums = np.fromfile(folder / name, dtype=SUMS_DTYPE)
     if len(sums) != number:
         raise ValueError(

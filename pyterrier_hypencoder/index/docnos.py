@@ -22,6 +22,11 @@ _MAX_PADDING = 4
 """Largest size of a block, relative to the size of its docnos."""
 
 
+def get_max_file_size(count: int) -> int:
+    """Return the largest number of bytes that the file of some docnos can have."""
+    return count * (_MAX_PADDING * MAX_DOCNO_BYTES + 64) + 2**20
+
+
 class Docnos:
     """Docnos of an index, held in memory (npids reads the whole file).
 

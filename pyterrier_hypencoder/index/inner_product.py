@@ -35,6 +35,7 @@ _MEAN_FILE = "inner_product.mean.npy"  # (D,)
 _FILES = (INDEX_FILE, _DOCIDS_FILE, _STARTS_FILE, _MEAN_FILE)
 _FACTORY = "HNSW32"  # 32 neighbours per vector, twice as many in the lowest layer
 _EF_CONSTRUCTION = 200  # with 40, the default of faiss, searches take a third longer for the same recall
+_MAX_HNSW_BYTES = 2048  # per document, beside its vector; about 280 in fact
 _TILE_BYTES = 2**25
 _VECTORS_PER_VISIT = 32  # a product with 32 vectors takes as long as one visit of HNSW (two cores, 384 dimensions)
 
@@ -59,7 +60,7 @@ class InnerProductIndex:
         facts = read_json(reader.folder / FACTS_FILE)
         try:
             for name in _FILES:  # first: faiss can crash on damaged files
-                check_file(reader.folder, name, facts)
+                check_file(reader.folder, name, facts, reader.doc_count * (4 * reader.vec_size + _MAX_HNSW_BYTES) + 2**20)
             self._docids, self._starts, self._mean = (_load_array(reader.folder / name) for name in _FILES[1:])
             flags = faiss.IO_FLAG_MMAP_IFC if sys.platform in ("linux", "win32") else 0  # faiss maps nowhere else
             self._index: Any = faiss.read_index(str(reader.folder / INDEX_FILE), flags)

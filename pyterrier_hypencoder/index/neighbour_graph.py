@@ -13,6 +13,7 @@ import numpy as np
 
 from ..options import check_positive
 from .checksums import check_file, check_meta, has_checksums, map_checked_rows
+from .docnos import get_max_file_size
 from .files import read_meta
 from .layout import (
     DOCNOS_FILE,
@@ -86,7 +87,8 @@ class NeighbourGraph:
         """
         self.edges.check()
         self.weights.check()
-        check_file(self.path, DOCNOS_FILE, self._reader.meta)  # a link to the file of the index, for pyterrier_adaptive
+        # A link to the file of the index, for pyterrier_adaptive.
+        check_file(self.path, DOCNOS_FILE, self._reader.meta, get_max_file_size(len(self)))
 
     def __len__(self) -> int:
         return len(self.edges)

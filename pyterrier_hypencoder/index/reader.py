@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .checksums import check_file, check_meta, has_checksums, map_checked_rows
-from .docnos import Docnos
+from .docnos import Docnos, get_max_file_size
 from .files import read_file_version, read_meta
 from .layout import DOCNOS_FILE, FORMAT_VERSION, META_FILE, STORED_DTYPES, get_vectors_name
 from .staging import find_folder, is_unfinished
@@ -68,7 +68,7 @@ class IndexReader:
         shape, dtype = (self.doc_count, self.vec_size), STORED_DTYPES[self.meta["dtype"]]
         self.vectors = map_checked_rows(self.folder, self.vectors_file.name, self.meta, shape, dtype)
         """Document vectors, (N, D), float16 or float32. Each block is checked when it is first read."""
-        check_file(self.folder, DOCNOS_FILE, self.meta)
+        check_file(self.folder, DOCNOS_FILE, self.meta, get_max_file_size(self.doc_count))
         self.docnos = Docnos(self.folder / DOCNOS_FILE, self.doc_count)
         """Lookup between docnos and docids."""
         if not has_checksums(self.meta):

@@ -89,12 +89,14 @@ class IndexTransformer(ByArguments):
         if self.model is not None:
             check_encoder(self.model)
             return self.model
-        record = self._open_reader().meta.get("model")
+        reader = self._open_reader()
+        record = reader.meta.get("model")
         if record is None:
             return None
         if hasattr(self._index, "model"):  # a HypencoderIndex shares its model among transformers
             return self._index.model(device=self.device)
-        return self._open("recorded", (str(record), self.device), lambda: load_recorded_encoder(record, device=self.device))
+        key = (str(record), self.device)
+        return self._open("recorded", key, lambda: load_recorded_encoder(record, device=self.device, index=reader.path))
 
     def _make_fitting_qnets(self, reader: IndexReader, queries: pd.DataFrame) -> QNets:
         """Return the q-nets of a frame's queries, narrowed to ``qnet_width``, after checking that they fit the index."""

@@ -15,7 +15,7 @@ from processes import PROCESSES
 
 TIME_LIMIT = 20.0
 """Seconds after which an item counts as a hang."""
-_MORE_MEMORY = 4 * 2**30  # bytes of addresses that an item may use, so a bomb cannot take the machine down
+_MAX_DATA = 6 * 2**30  # bytes of memory without files that a worker may use, so a bomb cannot take the machine down
 
 
 def run_all(
@@ -109,7 +109,7 @@ def _work(pipe: Any, number: int, function: Callable[..., Any], args: tuple[Any,
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     logging.disable(logging.WARNING)
-    limit_memory(_MORE_MEMORY)
+    resource.setrlimit(resource.RLIMIT_DATA, (_MAX_DATA, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     pipe.send(None)
     while True:
         pipe.send(function(pipe.recv(), *args, number))
