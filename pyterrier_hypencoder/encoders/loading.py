@@ -30,21 +30,20 @@ def load_recorded_encoder(record: dict[str, Any], *, device: str = "auto", index
     Raises:
         ValueError: If the record names an unknown class or unknown options.
     """
+    place = f"the index {index}".strip()
     classes: dict[str, Callable[..., Encoder]] = {"Hypencoder": Hypencoder, "BiEncoder": BiEncoder}
     if not isinstance(record, dict):
-        raise ValueError(f"The model of the index {index} must be an object in pt_meta.json, got {record!r}. Pass model=...")
-    check_choice(f"The model class of the index {index}", record.get("class"), classes)
+        raise ValueError(f"The model of {place} must be an object in pt_meta.json, got {record!r}. Pass model=...")
+    check_choice(f"The model class of {place}", record.get("class"), classes)
     make, stored, name = classes[record["class"]], record.get("options") or {}, record.get("name")
     if not isinstance(stored, dict) or not isinstance(name, str):
-        raise ValueError(
-            f"The model of the index {index} must have a name and options, got {name!r} and {stored!r}. Pass model=..."
-        )
+        raise ValueError(f"The model of {place} must have a name and options, got {name!r} and {stored!r}. Pass model=...")
     options = {_RENAMED_OPTIONS.get(str(key), str(key)): value for key, value in stored.items()}
     options.pop("trust_remote_code", None)  # only the user can allow code
     if unknown := sorted(
         set(options) - set(signature(make).parameters) | set(options) & {"name_or_path", "device", "revision"}
     ):
-        raise ValueError(f"The index {index} records unknown options of its model: {', '.join(unknown)}. Pass model=...")
+        raise ValueError(f"The model of {place} has unknown options: {', '.join(unknown)}. Pass model=...")
     return make(name, revision=record.get("revision"), device=device, **options)
 
 

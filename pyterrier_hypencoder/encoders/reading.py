@@ -110,11 +110,13 @@ def guard_reading(
     """
     try:
         yield
-    except (FileNotFoundError, MemoryError, ImportError, KeyboardInterrupt, SystemExit, GeneratorExit):
+    except (FileNotFoundError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as err:  # a panic in Rust is no Exception
-        if hasattr(err, _IS_CLEAR):
+        if hasattr(err, _IS_CLEAR) or (isinstance(err, ImportError) and err.__context__ is None):
             raise
+        if isinstance(err, ImportError):  # transformers tried another library after a file could not be read
+            err = err.__context__ or err
         if (problem_of_machine := find_environment_error(err, path)) is not None:
             raise problem_of_machine from err
         # Without its cause, because PyTorch's text recommends to switch off the protection against code.
