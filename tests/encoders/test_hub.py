@@ -105,12 +105,26 @@ def edit(path, **values):
     path.write_text(json.dumps({**options, **values}))
 
 
+# Subclasses, because transformers marks the classes that it takes from a model folder.
+OWN_CLASSES = """
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+class C(BertConfig):
+    pass
+
+class M(BertModel):
+    config_class = C
+
+class T(BertTokenizerFast):
+    pass
+"""
+
+
 @pytest.fixture
 def trap(tmp_path, monkeypatch):
     """Write code that leaves a mark when it runs, and say yes to every question. Return a function that says if it ran."""
     mark = tmp_path / "ran"
-    code = f"open({str(mark)!r}, 'w').write('x')\nfrom transformers import BertConfig as C, BertModel as M\n"
-    code += "from transformers import BertTokenizerFast as T\n"
+    code = f"open({str(mark)!r}, 'w').write('x')\n{OWN_CLASSES}"
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
 
     def plant(folder):
