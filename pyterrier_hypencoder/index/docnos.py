@@ -97,7 +97,7 @@ class Docnos:
         Returns:
             Array of shape (N,) and type int64; -1 for unknown docnos.
         """
-        names = [str(docno).encode(errors="replace") for docno in docnos]
+        names = [_encode_key(str(docno)) for docno in docnos]
         sizes = np.fromiter((len(name).bit_length() for name in names), dtype=np.int64, count=len(names))
         found = np.empty(len(names), dtype=np.int64)
         for size in np.unique(sizes):  # by length, because an array of strings takes the space of the longest one
@@ -127,6 +127,11 @@ class Docnos:
                 "Check that the candidates come from the same collection."
             )
         return docids
+
+
+def _encode_key(docno: str) -> bytes:
+    """Return the bytes of a docno to look up. Strings that no docno can be become bytes that no docno has."""
+    return b"\xff" if "\0" in docno else docno.encode(errors="surrogatepass")
 
 
 def _read_blocks(lookup: Any, docids: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:

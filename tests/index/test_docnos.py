@@ -75,6 +75,11 @@ def test_find_returns_minus_one_for_unknown_docnos(tmp_path, collection):
     np.testing.assert_array_equal(docnos.find([unknown[-1], collection[-1]]), [-1, len(collection) - 1])
 
 
+def test_find_does_not_take_unusable_strings_for_similar_docnos(tmp_path):
+    docnos = write(tmp_path / "x", ["a?", "a", "b"])
+    assert docnos.find(["a\ud83d", "a\0", "\0", "a"]).tolist() == [-1, -1, -1, 1]
+
+
 def test_at_keeps_the_shape_of_docids(tmp_path):
     docnos = write(tmp_path / "x", ["a", "b", "c"])
     assert docnos.at(np.array([[2, 0], [1, 1]])).tolist() == [["c", "a"], ["b", "b"]]
