@@ -15,7 +15,7 @@ _EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncat
 
 
 class FileCalls:
-    """Count the file-system calls of this process, and do something at one of them.
+    """Count the file-system calls of this process, and do something at one of them or from one on.
 
     A write is interrupted after the first half of its bytes. The process cannot stop watching, so it should be a child that
     does nothing else.
@@ -23,32 +23,43 @@ class FileCalls:
     Args:
         folder: Calls for files below this folder count.
         number: Number of the call, from 1; 0 only counts.
-        act: What to do at it: kill the process or raise an error.
+        act: What to do at it: kill the process or raise an error. It gets the path, or None if the call has a descriptor.
         only: Kinds of calls that count; None for all.
+        onward: If True, do it at all later calls too.
     """
 
-    def __init__(self, folder: Path, number: int, act: Callable[[], Any], only: set[str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        number: int,
+        act: Callable[[str | None], Any],
+        only: set[str] | None = None,
+        *,
+        onward: bool = False,
+    ) -> None:
         self.count = 0
         self._folder = str(folder)
         self._number = number
         self._act = act
         self._only = only
+        self._onward = onward
         self._steps = itertools.count(1)
         sys.addaudithook(self._see_event)
         self._open, self._fsync = builtins.open, os.fsync
         builtins.open = io.open = self._open_watched  # type: ignore[assignment]
         os.fsync = self._sync_watched
 
-    def see(self, call: str) -> None:
+    def see(self, call: str, path: str | None = None) -> None:
         """Count a call, and act if it is the one."""
         if self._only is None or call in self._only:
             self.count = next(self._steps)
-            if self.count == self._number:
-                self._act()
+            if self.count == self._number or (self._onward and 0 < self._number < self.count):
+                self._act(path)
 
     def _see_event(self, event: str, args: tuple[Any, ...]) -> None:
         if event in _EVENTS and (event == "os.rmdir" or self._folder in str(args[0])):  # rmtree removes by bare names
-            self.see(event)
+            creates = event == "open" and isinstance(args[2], int) and args[2] & os.O_CREAT
+            self.see("create" if creates else event, str(args[0]))
         elif event == "ctypes.dlsym" and args[1] == "renameat2":
             self.see("os.rename")
 
@@ -104,7 +115,7 @@ def count_calls(function: Callable[[], Any], folder: Path, only: set[str] | None
     reader, writer = os.pipe()
 
     def count() -> None:
-        calls = FileCalls(folder, 0, lambda: None, only)
+        calls = FileCalls(folder, 0, print, only)
         function()
         os.write(writer, str(calls.count).encode())
 

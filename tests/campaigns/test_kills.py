@@ -85,7 +85,7 @@ def _kill_after(docs: list[Doc], number: int) -> Iterator[Doc]:
 
 def run_build(path: Path, job: Build, kill_at: int = 0) -> None:
     if kill_at:
-        FileCalls(path.parent, kill_at, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        FileCalls(path.parent, kill_at, lambda path: os.kill(os.getpid(), signal.SIGKILL))
     build(path, DOCS, mode=job.mode, graph_k=job.graph_k, **OPTIONS)
 
 
