@@ -43,7 +43,7 @@ slow: $(VENV)/test
 	$(VENV)/bin/python -m pytest -m slow
 
 campaign: $(VENV)/test
-	HYPENCODER_CAMPAIGN=full $(VENV)/bin/python -m pytest tests/campaigns
+	HYPENCODER_CAMPAIGN=full $(VENV)/bin/python -m pytest --timeout=7200 tests/campaigns
 
 test-oldest: $(OLDEST)/test
 	$(OLDEST)/bin/python -m pytest -m "not slow"

@@ -6,7 +6,9 @@ import builtins
 import io
 import itertools
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,7 +100,11 @@ class _WatchedFile:
 
 
 def run_and_wait(function: Callable[[], Any]) -> int:
-    """Run a function in a forked child, and return its exit status: 0, 1 after an error, or minus the number of a signal."""
+    """Run a function in a forked child, and return its exit status: 0, 1 after an error, or minus the number of a signal.
+
+    The calling process must use one thread (:func:`use_one_thread`): a child has none of the other threads and would wait
+    for them. A child that takes longer than a minute is killed, and this is an error.
+    """
     child = os.fork()
     if not child:
         status = 1
@@ -107,7 +113,29 @@ def run_and_wait(function: Callable[[], Any]) -> int:
             status = 0
         finally:
             os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return wait_for(child)
+
+
+def wait_for(child: int, seconds: float = 60.0) -> int:
+    """Return the exit status of a forked child; kill it after some seconds."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise TimeoutError(f"the forked child has not ended within {seconds:.0f} seconds")
+
+
+def use_one_thread() -> None:
+    """Let nothing start threads, because a forked child does not have them."""
+    import faiss
+    import torch
+
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
 
 
 def count_calls(function: Callable[[], Any], folder: Path, only: set[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from file_calls import FileCalls, count_calls
+from file_calls import FileCalls, count_calls, use_one_thread, wait_for
 from golden_checkpoints import FOLDERS
 from indexes import read_tree
 from indexing import build, make_vectors
@@ -122,19 +122,10 @@ def write_on_full_disk(path: Path, full: FullDisk) -> Outcome | None:
             os.write(writer, json.dumps(outcome).encode())
             os._exit(0)
     os.close(writer)
-    os.waitpid(child, 0)
+    wait_for(child)
     with open(reader) as pipe:
         found = json.loads(pipe.read())
     return None if found is None else Outcome(*found)
-
-
-def use_one_thread() -> None:
-    """Let nothing start threads, because a forked child does not have them."""
-    import faiss
-    import torch
-
-    torch.set_num_threads(1)
-    faiss.omp_set_num_threads(1)
 
 
 def try_full_disk(full: FullDisk, root: Path, worker: int) -> Outcome:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from file_calls import FileCalls, count_calls, run_and_wait
+from file_calls import FileCalls, count_calls, run_and_wait, use_one_thread, wait_for
 from indexes import read_tree
 from indexing import Doc, build, count_stored, make_vectors
 from outcomes import CLEAR, OTHER, RIGHT, Outcome
@@ -116,7 +116,7 @@ def _run_and_kill(path: Path, job: Build, seconds: float) -> int:
         os._exit(0)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return wait_for(child)
 
 
 def find_fault(path: Path, old: Tree | None, new: Tree) -> Outcome | None:
@@ -159,7 +159,7 @@ def list_kills(folder: Path, at_calls: int, at_random: int) -> list[Kill]:
         at_calls: Maximum number of kills at file-system calls per build.
         at_random: Number of kills at random moments per build.
     """
-    os.environ["OMP_NUM_THREADS"] = "1"
+    use_one_thread()
     kills = []
     for graph_k in {job.graph_k for job in BUILDS}:
         build(folder / f"new-{graph_k}" / "x.hyp", DOCS, graph_k=graph_k, **OPTIONS)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import wait
 from typing import Any
 
+from file_calls import use_one_thread
 from outcomes import OTHER, Outcome
 from processes import PROCESSES
 
@@ -104,10 +105,7 @@ class _Worker:
 
 
 def _work(pipe: Any, number: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    import torch
-
-    torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
+    use_one_thread()
     logging.disable(logging.WARNING)
     resource.setrlimit(resource.RLIMIT_DATA, (_MAX_DATA, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     pipe.send(None)
