@@ -138,7 +138,7 @@ def test_damaged_index_does_not_load(tmp_path, name):
     path = build(tmp_path / "x.hyp", DOCNOS, VECTORS).path
     (path / name).write_bytes((path / name).read_bytes()[:-1])
     for load in (HypencoderIndex, HypencoderIndex.load):
-        with pytest.raises(ValueError, match="is damaged|missing or damaged|must contain JSON"):
+        with pytest.raises(ValueError, match="is damaged|missing or damaged|is not valid JSON"):
             load(str(path))
     with pytest.raises(ValueError):  # PyTerrier has its own message for a damaged pt_meta.json
         pt.Artifact.load(str(path))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .reading import guard_reading, make_error
+from ..index.reading import guard_reading, make_error
 
 _FLOAT_FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn}
 _RANDOM = {

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..index.reading import make_error
 from ..options import check_choice
 from .building import build_and_compare, find_mismatches, own_defaults
 from .checkpoint_config import ARCHITECTURES, DualEncoderConfig, is_dual_encoder, override_config
@@ -19,7 +20,6 @@ from .hub import load_backbone_config, load_transformer, make_transformer
 from .model_checksums import verify_checksums, write_checksums
 from .model_files import CONFIG_FILE, read_json
 from .networks import HypencoderDualEncoder, TextDualEncoder, TextEncoder
-from .reading import make_error
 from .tokenizer_files import TOKENIZER_FILES
 from .weights import WEIGHT_FILES, check_finite, find_weight_files, read_shapes, read_tensors
 

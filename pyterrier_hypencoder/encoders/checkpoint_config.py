@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..index.reading import guard_reading, make_error
 from ..qnet import QNetSpec
 from .hub import check_sizes
 from .model_files import CONFIG_FILE
-from .reading import guard_reading, make_error
 
 ARCHITECTURES = ("HypencoderDualEncoder", "TextDualEncoder")
 """Names of the architectures: Hypencoders, and bi-encoders such as BE-Base."""

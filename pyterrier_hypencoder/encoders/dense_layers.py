@@ -8,10 +8,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..index.reading import make_error
 from .building import build_and_compare, find_mismatches, own_defaults
 from .dense_settings import LayerSettings
 from .model_files import CONFIG_FILE
-from .reading import make_error
 from .weights import find_weight_files, read_shapes, read_tensors
 
 _ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU", "ELU", "LeakyReLU", "Softplus", "Mish", "Hardswish")

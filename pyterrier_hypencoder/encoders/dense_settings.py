@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..index.reading import make_error
 from .model_files import check_subfolder, is_known_absent, read_json
 from .pooling import POOLINGS
-from .reading import make_error
 
 logger = logging.getLogger(__name__)
 

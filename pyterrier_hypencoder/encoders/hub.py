@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..index.reading import guard_reading, make_error, parse_json
 from .building import build_and_compare, find_mismatches, own_defaults
 from .model_files import CONFIG_FILE, find_file, find_local_directory
-from .reading import guard_reading, make_error, parse_json
 from .weights import check_finite, find_weight_files, read_shapes, read_tensors, shorten_list
 
 _TEXT_ENCODERS = ("t5", "mt5", "umt5")

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..index.reading import check_regular_file, make_error, parse_json
 from .model_files import find_file
-from .reading import check_file, make_error, parse_json
 
 CHECKSUM_FILE = "checksums.json"
 _ALGORITHM = "xxh3_128"
@@ -63,7 +63,8 @@ def verify_checksums(name_or_path: str, revision: str | None = None, only: str |
         file = None if Path(name).name != name else find_file(name_or_path, name, revision)
         if file is None:
             raise make_error(f"{path} lists {name}, but {name_or_path!r} has no such file. Copy the checkpoint again.")
-        if compute_checksum(check_file(file)) != expected:
+        check_regular_file(file)
+        if compute_checksum(file) != expected:
             raise make_error(
                 f"{file} is not the file that was saved: its checksum differs from the one in {path}. Copy the checkpoint "
                 f"again. If you have changed the file on purpose, delete {CHECKSUM_FILE}."

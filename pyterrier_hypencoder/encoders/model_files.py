@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .reading import check_file, make_error, parse_json
+from ..index.reading import check_regular_file, make_error, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,8 @@ def find_file(name_or_path: str, filename: str, revision: str | None = None) -> 
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return check_file(path)
+    check_regular_file(path)
+    return path
 
 
 def _download(name: str, filename: str, revision: str | None) -> Path | None:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .reading import guard_reading, make_error
+from ..index.reading import guard_reading, make_error
 
 _CHARACTERS_PER_TOKEN = 8
 """Characters of a text that are tokenised first, per token that is needed. English has about 5."""

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..index.reading import MAX_JSON_BYTES, check_regular_file, guard_reading, make_error, parse_json
 from .hub import check_remote_code, check_sizes, get_source
 from .model_files import CONFIG_FILE, find_file
-from .reading import MAX_JSON_BYTES, check_file, guard_reading, make_error, parse_json
 
 _TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _VOCABULARIES = (
@@ -55,7 +55,7 @@ def load_tokenizer(
             "tokenizer's files into the model."
         )
     for path in found.values():
-        check_file(path, _MAX_BYTES)
+        check_regular_file(path, _MAX_BYTES)
     path = next(iter(found.values()))
     _check_directory(path.parent)
     if (path.parent / CONFIG_FILE).exists():  # the class of the tokenizer depends on it
@@ -79,7 +79,7 @@ def _check_directory(directory: Path) -> None:
     """Check that everything in a directory that transformers may read is a file. Reading a pipe would never end."""
     for path in [*directory.iterdir(), *directory.glob("additional_chat_templates/*")]:
         if path.suffix in (".json", ".txt", ".model", ".jinja", ".safetensors", ".bin", ".spm", ".codes"):
-            check_file(path)
+            check_regular_file(path)
 
 
 def check_vocabulary(tokenizer: Any, transformer: Any, name_or_path: str) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..index.reading import check_regular_file, guard_reading, make_error, parse_json
 from .model_files import find_file
-from .reading import check_file, guard_reading, make_error, parse_json
 
 WEIGHT_FILES = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
 _CANDIDATES = tuple(name for file in WEIGHT_FILES.values() for name in (file, f"{file}.index.json"))
@@ -80,7 +80,7 @@ def read_shapes(files: Iterable[Path]) -> dict[str, Tensor]:
     """
     shapes: dict[str, Tensor] = {}
     for path in files:
-        check_file(path)
+        check_regular_file(path)
         found = _read_header(path) if path.suffix == ".safetensors" else _read_bin(path, "meta")
         size = sum(tensor.numel() * tensor.element_size() for tensor in found.values())
         if size > 4 * path.stat().st_size + 2**20:  # tensors may share their values
@@ -122,7 +122,7 @@ def read_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
 
     tensors: dict[str, Tensor] = {}
     for path in files:
-        check_file(path)
+        check_regular_file(path)
         if path.suffix == ".safetensors":
             with guard_reading(path, "is not a valid safetensors file"):
                 found = load_file(path, device="cpu")

@@ -14,7 +14,8 @@ import pyterrier as pt
 
 from .checksums import hash_file
 from .distinct import DistinctVectors
-from .files import read_json, replace_file, write_json
+from .files import replace_file, write_json
+from .reading import parse_json
 
 _TILE_BYTES = 32 * 2**20  # float32 vectors that are added at once
 
@@ -64,7 +65,7 @@ def _load_or_build(file: Path, build: Callable[[], Any], save: Callable[[Any, Pa
     """
     facts = file.with_suffix(".json")
     try:
-        if read_json(facts).get("checksum") == hash_file(file):
+        if parse_json(facts).get("checksum") == hash_file(file):
             return load(file)
     except (FileNotFoundError, ValueError):
         pass

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from .files import check_regular_file, fsync, name_file
+from .files import fsync, name_file
+from .reading import check_regular_file
 
 ALGORITHM = "xxh3_64"
 BLOCK_BYTES = 2**16

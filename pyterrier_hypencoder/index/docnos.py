@@ -13,7 +13,7 @@ from npids.builder import InvLookupBuilder
 from npids.codecs import FwdFixedBytes, InvHash
 from npids.utils import FileManager
 
-from .files import check_regular_file
+from .reading import check_regular_file
 
 MAX_DOCNO_BYTES = 4096  # a longer docno is a mistake in the data
 _MAX_BLOCK = 2**16

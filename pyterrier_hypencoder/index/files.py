@@ -1,18 +1,16 @@
-"""Small files: JSON facts, atomic replacement, fsync, paths."""
+"""Small files: metadata, atomic replacement, fsync, paths."""
 
 from __future__ import annotations
 
 import json
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from .layout import META_FILE
-
-_MAX_JSON_BYTES = 2**26
+from .reading import parse_json
 
 
 def read_file_version(path: Path, file: str = META_FILE) -> tuple[str, int, int]:
@@ -47,44 +45,9 @@ def resolve_path(path: Any) -> Any:
     return Path(os.path.abspath(os.path.expanduser(os.fspath(path))))
 
 
-def check_regular_file(file: Path) -> os.stat_result:
-    """Check that a file can be read from start to end, which is not true of pipes and devices.
-
-    Returns:
-        Its status, for example its size.
-
-    Raises:
-        OSError: If the file is missing or not accessible.
-        ValueError: If it is something other than a file.
-    """
-    found = os.stat(file)
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError(f"{file} must be a regular file, got {stat.filemode(found.st_mode)}. Copy the file again.")
-    return found
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a file with one JSON object.
-
-    Raises:
-        OSError: If the file cannot be read.
-        ValueError: If the file does not contain a JSON object, or is larger than 64 MiB.
-    """
-    size = check_regular_file(file).st_size
-    if size > _MAX_JSON_BYTES:
-        raise ValueError(f"{file} must have at most {_MAX_JSON_BYTES:,} bytes, got {size:,}. Copy the directory again.")
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as err:
-        raise ValueError(f"{file} must contain JSON, but cannot be parsed ({err}). Copy the directory again.") from err
-    if not isinstance(value, dict):
-        raise ValueError(f"{file} must contain a JSON object, got {type(value).__name__}. Copy the directory again.")
-    return value
-
-
 def read_meta(path: Path) -> dict[str, Any]:
-    """Read the ``pt_meta.json`` of a directory; see :func:`read_json`."""
-    return read_json(path / META_FILE)
+    """Read the ``pt_meta.json`` of a directory; see :func:`~pyterrier_hypencoder.index.reading.parse_json`."""
+    return parse_json(path / META_FILE)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from .checksums import TABLE_KEY, check_file, has_checksums, make_table
 from .distinct import DistinctVectors
-from .files import read_json, replace_file, write_json
+from .files import replace_file, write_json
 from .reader import IndexReader, fingerprint_index
+from .reading import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class InnerProductIndex:
         import faiss
 
         self._doc_count = reader.doc_count
-        facts = read_json(reader.folder / FACTS_FILE)
+        facts = parse_json(reader.folder / FACTS_FILE)
         try:
             for name in _FILES:  # first: faiss can crash on damaged files
                 check_file(reader.folder, name, facts, reader.doc_count * (4 * reader.vec_size + _MAX_HNSW_BYTES) + 2**20)
@@ -152,7 +153,7 @@ def build_inner_product_index(reader: IndexReader, *, verbose: bool = False) -> 
 def is_built(reader: IndexReader) -> bool:
     """Return True if there is an inner-product index for the present state of the index."""
     try:
-        facts = read_json(reader.folder / FACTS_FILE)
+        facts = parse_json(reader.folder / FACTS_FILE)
     except (OSError, ValueError):
         return False
     return has_checksums(facts) and {key: facts[key] for key in facts if key != TABLE_KEY} == _describe(reader)

@@ -14,8 +14,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .checksums import OWN_KEY, TABLE_KEY, get_sums_name, make_table, seal_meta, write_block_sums
-from .files import name_file, read_json, read_meta, write_json
+from .files import name_file, read_meta, write_json
 from .layout import META_FILE
+from .reading import parse_json
 from .rename import put_in_place
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def is_unfinished(path: Path) -> bool:
 def _is_published(path: Path) -> bool:
     """Return True if the last build of a directory was put in place, but killed before it deleted the replaced one."""
     try:
-        completed = read_json(get_staging_path(path) / STATE_FILE).get("completed")
+        completed = parse_json(get_staging_path(path) / STATE_FILE).get("completed")
         return completed is not None and read_meta(path).get(OWN_KEY) == completed
     except (OSError, ValueError):
         return False
@@ -193,7 +194,7 @@ class StagedDirectory:
         if not self._state_file.exists():
             return None
         try:
-            state = read_json(self._state_file)
+            state = parse_json(self._state_file)
             facts, count = state["facts"], int(state["count"])
             sizes = {name: int(size) for name, size in state["sizes"].items()}
         except (AttributeError, KeyError, TypeError, ValueError) as err:

@@ -162,7 +162,7 @@ def test_a_file_of_another_format_is_an_error(tmp_path, damage):
 
 
 def test_a_directory_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="must be a regular file"):
+    with pytest.raises(ValueError, match="must be a file, got a directory"):
         Docnos(tmp_path, 3)
 
 

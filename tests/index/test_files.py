@@ -9,7 +9,8 @@ import shutil
 import pytest
 from indexes import write_index
 
-from pyterrier_hypencoder.index.files import read_file_version, read_json, read_meta, replace_file, resolve_path, write_json
+from pyterrier_hypencoder.index.files import read_file_version, read_meta, replace_file, resolve_path, write_json
+from pyterrier_hypencoder.index.reading import parse_json
 
 
 def test_read_file_version_changes_when_an_index_is_replaced(tmp_path):
@@ -65,38 +66,7 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_no_part(tmp_path
     with pytest.raises(OSError, match="No space left on device: .*x.json") as caught:
         write_json(file, {"a": 2})
     assert caught.value.filename == str(file)
-    assert read_json(file) == {"a": 1} and [entry.name for entry in tmp_path.iterdir()] == ["x.json"]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"{", "cannot be parsed"),
-        (b"[" * 100_000, "cannot be parsed"),
-        (b'{"a":' * 100_000, "cannot be parsed"),
-        (b"\xff\xfe", "cannot be parsed"),
-        (b"[]", "must contain a JSON object, got list"),
-        (b" " * (2**26 + 1), "must have at most 67,108,864 bytes"),
-    ],
-    ids=["cut", "deep list", "deep object", "binary", "list", "large"],
-)
-def test_read_json_names_a_damaged_file(tmp_path, content, message):
-    (tmp_path / "x.json").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"x\.json .*{message}.* Copy the directory again"):
-        read_json(tmp_path / "x.json")
-
-
-@pytest.mark.parametrize("kind", ["pipe", "directory", "device"])
-def test_read_json_refuses_what_is_not_a_file(tmp_path, kind):
-    file = tmp_path / "x.json"
-    if kind == "pipe":
-        os.mkfifo(file)
-    elif kind == "directory":
-        file.mkdir()
-    else:
-        file.symlink_to("/dev/zero")
-    with pytest.raises(ValueError, match=r"x\.json must be a regular file"):
-        read_json(file)
+    assert parse_json(file) == {"a": 1} and [entry.name for entry in tmp_path.iterdir()] == ["x.json"]
 
 
 def test_resolve_path_is_independent_of_the_working_directory(tmp_path, monkeypatch):

@@ -132,7 +132,7 @@ DAMAGES = {
     "weights cut": (truncate("weights.f16.np"), "weights.f16.np has 2999 bytes, expected 3000 bytes"),
     "ids out of range": (write_wrong_docid, "edges.u32.np contains docid 300, expected docids below 300. Delete"),
     "meta missing": (lambda p: (p / "pt_meta.json").unlink(), "is damaged: it has no pt_meta.json. Delete .* build it again"),
-    "meta cut": (truncate("pt_meta.json"), "pt_meta.json must contain JSON"),
+    "meta cut": (truncate("pt_meta.json"), "pt_meta.json is not valid JSON"),
     "another format": (change_meta(format="jsonl"), "type corpus_graph and format np_topk, got corpus_graph and jsonl"),
     "another type": (change_meta(type="dense_index"), "got dense_index and np_topk"),
     "no k": (change_meta(k="gone"), "k in .*pt_meta.json must be a positive integer, got None"),

@@ -9,8 +9,8 @@ import os
 import pytest
 import torch
 
-from pyterrier_hypencoder.encoders import reading
-from pyterrier_hypencoder.encoders.reading import check_file, guard_reading, parse_json
+from pyterrier_hypencoder.index import reading
+from pyterrier_hypencoder.index.reading import check_regular_file, guard_reading, parse_json
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,24 @@ def test_other_errors_pass(error):
         raise error
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "is not valid JSON"),
+        (b"[" * 100_000, "is not valid JSON"),
+        (b'{"a":' * 100_000, "is not valid JSON"),
+        (b"\xff\xfe", "is not valid JSON"),
+        (b"[]", "must contain an object, got list"),
+        (b" " * (2**26 + 1), "must have at most 67,108,864 bytes"),
+    ],
+    ids=["cut", "deep list", "deep object", "binary", "list", "large"],
+)
+def test_damaged_json_is_an_error_that_names_the_file(tmp_path, content, message):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"x\.json .*{message}"):
+        parse_json(tmp_path / "x.json")
+
+
 def test_json_has_limits_of_size_depth_and_type(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     path.write_text('{"a": ' * 60 + "1" + "}" * 60)
@@ -99,6 +117,6 @@ def test_only_files_are_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path, kind in ((tmp_path / "pipe", "a pipe"), (tmp_path, "a directory"), ("/dev/zero", "a device")):
         with pytest.raises(ValueError, match=f"must be a file, got {kind}"):
-            check_file(path)
+            check_regular_file(path)
     with pytest.raises(FileNotFoundError):
-        check_file(tmp_path / "nothing")
+        check_regular_file(tmp_path / "nothing")

@@ -43,12 +43,15 @@ def make_error(message: str) -> ValueError:
     return error
 
 
-def check_file(path: str | Path, max_bytes: int | None = None) -> Path:
+def check_regular_file(path: str | Path, max_bytes: int | None = None) -> os.stat_result:
     """Check that a path is a regular file, or a link to one, before it is opened. Reading a pipe would never end.
 
     Args:
         path: The path.
         max_bytes: Largest allowed size; None for no limit.
+
+    Returns:
+        Its status, for example its size.
 
     Raises:
         FileNotFoundError: If there is no such file, or a link leads nowhere.
@@ -57,12 +60,12 @@ def check_file(path: str | Path, max_bytes: int | None = None) -> Path:
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         kind = next((name for name, test in _KINDS.items() if test(status.st_mode)), "something else")
-        raise make_error(f"{path} must be a file, got {kind}. Replace it by the file of the model.")
+        raise make_error(f"{path} must be a file, got {kind}. Copy the file again.")
     if max_bytes is not None and status.st_size > max_bytes:
         raise make_error(
             f"{path} must have at most {max_bytes:,} bytes, got {status.st_size:,}. Check that it is the right file."
         )
-    return Path(path)
+    return status
 
 
 def parse_json(path: str | Path, kind: type = dict) -> Any:
@@ -75,7 +78,7 @@ def parse_json(path: str | Path, kind: type = dict) -> Any:
     Raises:
         ValueError: If the file is too large, is not valid JSON, is nested too deeply, or contains another type.
     """
-    check_file(path, MAX_JSON_BYTES)
+    check_regular_file(path, MAX_JSON_BYTES)
     with guard_reading(path, "is not valid JSON"):
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(value, kind):
@@ -96,7 +99,7 @@ def _check_depth(value: Any, path: str | Path) -> None:
 
 @contextmanager
 def guard_reading(
-    path: Any, problem: str = "cannot be read", advice: str = "Check that the file is complete, or download it again."
+    path: Any, problem: str = "cannot be read", advice: str = "Check that the file is complete, or copy it again."
 ) -> Iterator[None]:
     """Turn whatever a library raises for a damaged file into a ValueError that names the file.
 
