@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..index.files import name_file, write_json
 from ..index.reading import make_error
 from ..options import check_choice
 from .building import build_and_compare, find_mismatches, own_defaults
 from .checkpoint_config import ARCHITECTURES, DualEncoderConfig, is_dual_encoder, override_config
 from .hub import load_backbone_config, load_transformer, make_transformer
-from .model_checksums import verify_checksums, write_checksums
+from .model_checksums import CHECKSUM_FILE, verify_checksums, write_checksums
 from .model_files import CONFIG_FILE, read_json
 from .networks import HypencoderDualEncoder, TextDualEncoder, TextEncoder
 from .tokenizer_files import TOKENIZER_FILES
@@ -233,7 +235,7 @@ def save(
 
     Args:
         model: The dual encoder.
-        directory: Directory of the checkpoint. It is created if needed; each file is replaced as a whole.
+        directory: Directory of the checkpoint. It is created if needed. Its files are replaced when all new ones are complete.
         format: ``safetensors`` (a shared transformer is stored once) or ``bin`` (released layout, both prefixes).
         tokenizer: A Hugging Face tokenizer to save with the checkpoint.
         weights: Weights to write instead of those of the model, under the same names.
@@ -248,22 +250,47 @@ def save(
     """
     check_choice("format", format, WEIGHT_FILES)
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     selected = _select_weights(model, weights, base, half, format)
     check_finite(selected, f"The model for {directory}")
-    _write_weights(selected, directory, format)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(directory)
     config = {key: value for key, value in model.config.to_dict().items() if key != "base_weights"}
     config |= {} if base is None else {"base_weights": base}
     config["backbone_configs"] = {
         "query": describe_backbone(model.query_encoder.transformer.config),
         "passage": describe_backbone(model.passage_encoder.transformer.config),
     }
-    part = directory / f"{CONFIG_FILE}.part"
-    part.write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n", encoding="utf-8")
-    os.replace(part, directory / CONFIG_FILE)
-    write_checksums(directory, [CONFIG_FILE, WEIGHT_FILES[format], *TOKENIZER_FILES])
+    with _replace_files(directory) as new:
+        _write_weights(selected, new / WEIGHT_FILES[format])
+        if tokenizer is not None:
+            with name_file(directory):
+                tokenizer.save_pretrained(new)
+        write_json(new / CONFIG_FILE, config, sort_keys=True, default=str)
+        write_checksums(new, [CONFIG_FILE, WEIGHT_FILES[format], *TOKENIZER_FILES], others=directory)
+    for other in set(WEIGHT_FILES.values()) - {WEIGHT_FILES[format]}:
+        (directory / other).unlink(missing_ok=True)  # otherwise load() could read the old file in the other format
+
+
+@contextmanager
+def _replace_files(directory: Path) -> Iterator[Path]:
+    """Yield a folder to write to. Its files replace those of a directory when all of them are complete.
+
+    After an error, such as a full disk, the directory is as it was. A process that is killed between two files leaves a
+    checkpoint that its checksums refuse.
+    """
+    existed = directory.is_dir()
+    directory.mkdir(parents=True, exist_ok=True)
+    new = directory / ".partial"
+    try:
+        shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
+        new.mkdir()
+        yield new
+        for file in sorted(new.iterdir(), key=lambda file: file.name == CHECKSUM_FILE):  # the checksums last
+            os.replace(file, directory / file.name)
+        new.rmdir()
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        if not existed:
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
 
 
 def _select_weights(
@@ -282,17 +309,15 @@ def _select_weights(
     return weights
 
 
-def _write_weights(weights: dict[str, Tensor], directory: Path, format: str) -> None:
-    part = directory / f"{WEIGHT_FILES[format]}.part"
-    if format == "safetensors":
-        from safetensors.torch import save_file
+def _write_weights(weights: dict[str, Tensor], file: Path) -> None:
+    with name_file(file):
+        if file.suffix == ".safetensors":
+            from safetensors.torch import save_file
 
-        save_file(weights, part, metadata={"format": "pt"})
-    else:
-        torch.save(weights, part)
-    os.replace(part, directory / WEIGHT_FILES[format])
-    for other in set(WEIGHT_FILES.values()) - {WEIGHT_FILES[format]}:
-        (directory / other).unlink(missing_ok=True)  # otherwise load() could read the old file in the other format
+            save_file(weights, file, metadata={"format": "pt"})
+        else:
+            with open(file, "wb") as out:
+                torch.save(weights, out)
 
 
 def describe_backbone(config: Any) -> dict[str, Any]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..index.files import write_json
 from ..index.reading import check_regular_file, make_error, parse_json
 from .model_files import find_file
 
@@ -26,17 +25,19 @@ def compute_checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_checksums(directory: Path, names: Iterable[str]) -> None:
+def write_checksums(directory: Path, names: Iterable[str], others: Path | None = None) -> None:
     """Write the checksums of files into ``checksums.json`` beside them.
 
     Args:
         directory: Directory of the checkpoint.
         names: Names of the files. Files that do not exist are left out.
+        others: Directory of the files that the first one lacks.
     """
-    files = {name: compute_checksum(directory / name) for name in sorted(names) if (directory / name).is_file()}
-    part = directory / f"{CHECKSUM_FILE}.part"
-    part.write_text(json.dumps({"algorithm": _ALGORITHM, "files": files}, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, directory / CHECKSUM_FILE)
+    files = {}
+    for name in sorted(names):
+        if found := next((folder / name for folder in (directory, others) if folder and (folder / name).is_file()), None):
+            files[name] = compute_checksum(found)
+    write_json(directory / CHECKSUM_FILE, {"algorithm": _ALGORITHM, "files": files})
 
 
 def verify_checksums(name_or_path: str, revision: str | None = None, only: str | None = None) -> None:

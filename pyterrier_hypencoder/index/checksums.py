@@ -117,7 +117,8 @@ def write_block_sums(file: Path) -> None:
         while block := data.read(BLOCK_BYTES):
             sums.append(xxhash.xxh3_64_intdigest(block))
     target = file.with_name(get_sums_name(file.name))
-    target.write_bytes(np.array(sums, dtype=SUMS_DTYPE).tobytes())
+    with name_file(target):
+        target.write_bytes(np.array(sums, dtype=SUMS_DTYPE).tobytes())
     fsync(target)
 
 

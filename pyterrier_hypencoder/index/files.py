@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .layout import META_FILE
-from .reading import parse_json
+from .reading import find_environment_error, parse_json
 
 
 def read_file_version(path: Path, file: str = META_FILE) -> tuple[str, int, int]:
@@ -50,10 +50,16 @@ def read_meta(path: Path) -> dict[str, Any]:
     return parse_json(path / META_FILE)
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Replace a JSON file atomically: a reader sees the old content or the new one."""
+def write_json(path: Path, value: dict[str, Any], **options: Any) -> None:
+    """Replace a JSON file atomically: a reader sees the old content or the new one.
+
+    Args:
+        path: The file.
+        value: Its content.
+        **options: Further options of ``json.dumps``.
+    """
     with replace_file(path) as part:
-        part.write_text(json.dumps(value, indent=2), encoding="utf-8")
+        part.write_text(json.dumps(value, indent=2, **options), encoding="utf-8")
     fsync(path.parent)
 
 
@@ -78,13 +84,21 @@ def replace_file(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def name_file(file: Path) -> Iterator[None]:
-    """Add the name of a file to errors of the operating system that do not name one, such as a full disk."""
+    """Let errors of writing name the file, such as a full disk. Libraries wrap them in exceptions of many types."""
     try:
         yield
-    except OSError as err:
-        if err.errno is None or err.filename is not None:
+    except MemoryError:
+        raise
+    except Exception as err:
+        if isinstance(err, OSError) and err.filename is not None:
             raise
-        raise type(err)(err.errno, err.strerror, str(file)) from err
+        if isinstance(err, OSError) and err.errno is not None:
+            problem: OSError | MemoryError | None = OSError(err.errno, err.strerror, str(file))
+        else:
+            problem = find_environment_error(err, file)
+        if problem is None:
+            raise
+        raise problem from err
 
 
 def fsync(path: Path) -> None:

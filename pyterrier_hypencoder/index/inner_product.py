@@ -196,7 +196,7 @@ def _write_files(reader: IndexReader, verbose: bool) -> None:
         for _, tile in vectors.iter_tiles(_TILE_BYTES):
             index.add(tile - mean)
             progress.update(len(tile))
-    with replace_file(reader.folder / INDEX_FILE) as part:
+    with replace_file(reader.folder / INDEX_FILE) as part:  # names the file if the disk is full, which faiss does not
         faiss.write_index(index, str(part))
     for name, array in zip(_FILES[1:], (vectors.order, vectors.starts, mean), strict=True):
         with replace_file(reader.folder / name) as part, open(part, "wb") as out:

@@ -19,9 +19,10 @@ _MAX_REASON_LENGTH = 400
 # Problems of the machine, which are never reported as damage: memory, open files, permissions, space, network.
 _ENVIRONMENT_ERRNOS = {
     getattr(errno, name)
-    for name in "EACCES EPERM EMFILE ENFILE ENOMEM ENOSPC EDQUOT EIO ESTALE EROFS ETIMEDOUT ECONNREFUSED ECONNRESET".split()
+    for name in "EACCES EPERM EMFILE ENFILE ENOMEM ENOSPC EDQUOT EFBIG EIO ESTALE EROFS ETIMEDOUT ECONNREFUSED ECONNRESET".split()
     if hasattr(errno, name)
 }
+_FULL_DISK_ERRNOS = {errno.ENOSPC, errno.EFBIG}
 _NETWORK_MODULES = {"httpx", "httpx2", "httpcore", "requests", "urllib3", "huggingface_hub", "ssl", "socket"}
 _OUT_OF_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|cannot allocate memory", re.IGNORECASE)
 _KINDS = {
@@ -139,7 +140,7 @@ def find_environment_error(err: BaseException, path: Any) -> MemoryError | OSErr
 
     Args:
         err: The exception. Its causes and contexts are searched, because libraries wrap them.
-        path: File that was read.
+        path: File that was read or written.
     """
     cause: BaseException | None = err
     for _ in range(20):
@@ -151,6 +152,8 @@ def find_environment_error(err: BaseException, path: Any) -> MemoryError | OSErr
         code = cause.errno if isinstance(cause, OSError) else None
         if match := re.search(r"\(os error (\d+)\)", text):  # libraries in Rust
             code = int(match[1])
+        if code is None:  # faiss
+            code = next((full for full in _FULL_DISK_ERRNOS if f"({os.strerror(full)})" in text), None)
         if code is not None and code in _ENVIRONMENT_ERRNOS:
             return OSError(code, os.strerror(code), str(path))
         network = type(cause).__module__.split(".")[0] in _NETWORK_MODULES or isinstance(cause, ConnectionError | TimeoutError)

@@ -15,7 +15,7 @@ from more_itertools import chunked
 
 from ..options import check_choice
 from .docnos import DuplicateChecker, write_docnos
-from .files import fsync, read_meta
+from .files import fsync, name_file, read_meta
 from .layout import DOCNOS_FILE, FORMAT_VERSION, STORED_DTYPES, SUFFIXES, get_vectors_name
 from .staging import NEW, StagedDirectory, get_staging_path, is_unfinished, lock
 
@@ -156,7 +156,8 @@ class IndexWriter:
         if not self.count:
             raise ValueError("An index needs at least one document, got none. Nothing was written.")
         docnos_file = self._staged.new / DOCNOS_FILE
-        write_docnos(docnos_file, self.stored_docnos())
+        with name_file(docnos_file):
+            write_docnos(docnos_file, self.stored_docnos())
         fsync(docnos_file)
         meta = {
             "type": "dense_index",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import random
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from golden_checkpoints import copy_tokenizer
+from indexes import read_tree
 
 from pyterrier_hypencoder import BiEncoder, Hypencoder
 from pyterrier_hypencoder.encoders import checkpoint
@@ -166,6 +168,24 @@ def test_saving_in_another_format_replaces_the_weight_file(golden, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checksums.json", "config.json", "pytorch_model.bin"]
     with pytest.raises(ValueError, match="bin"):
         checkpoint.save(model, tmp_path, format="onnx")
+
+
+@pytest.mark.parametrize("format", ["safetensors", "bin"])
+@pytest.mark.parametrize("fails", ["write_json", "write_checksums"])
+def test_a_failed_save_leaves_the_old_checkpoint_or_none(golden, tmp_path, monkeypatch, format, fails):
+    model, _ = checkpoint.load(str(golden / "tiny_2l_mean_separate_reslast"))
+    checkpoint.save(model, tmp_path / "old")
+    before = read_tree(tmp_path / "old")
+
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, fails, fail)
+    for name in ("old", "new"):
+        with pytest.raises(OSError, match="No space left"):
+            checkpoint.save(model, tmp_path / name, format=format)
+    assert read_tree(tmp_path / "old") == before
+    assert not (tmp_path / "new").exists()
 
 
 def test_shared_weights_are_stored_once_in_safetensors_and_twice_in_bin(golden, tmp_path):
