@@ -112,6 +112,11 @@ class BiEncoder(Encoder):
         settings = self._override_prompts(settings)
         options: dict[str, Any] = {"subfolder": settings.subfolder, "trust_remote_code": self.trust_remote_code}
         tokenizer = load_tokenizer(self.name_or_path, self.revision, **options)
+        if any(tokenizer("a").get("token_type_ids") or ()):
+            raise ValueError(
+                f"The tokenizer of {self.name_or_path!r} gives token types to single texts, which are not supported. Use "
+                "another model."
+            )
         transformer: Any = hub.load_transformer(self.name_or_path, self.revision, **options)
         layers, size = load_layers(settings.layers, transformer.config.hidden_size, self.name_or_path, self.revision)
         query, document = (

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..index.reading import make_error
-from .model_files import check_subfolder, is_known_absent, read_json
+from .model_files import CONFIG_FILE, check_subfolder, is_known_absent, read_json
 from .pooling import POOLINGS
 
 logger = logging.getLogger(__name__)
 
+_MODEL_CONFIG = "config_sentence_transformers.json"
 _LAYERS = ("Dense", "LayerNorm", "Normalize")
 _IGNORED_MODULES = ("Dropout",)  # acts in training only
 _POOLINGS = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max", "lasttoken": "last"}
@@ -82,18 +83,39 @@ def read_dense_settings(
     """
     modules = read_json(name_or_path, "modules.json", revision, kind=list)
     if modules is None:
-        if not is_known_absent(name_or_path, "modules.json", revision) and (pooling is None or normalize is None):
-            raise ValueError(
-                f"The pooling of {name_or_path!r} is unknown. The machine is offline, and the local cache does not say if the "
-                "model has a modules.json. Pass pooling=... and normalize=..., or go online once."
-            )
-        return DenseSettings(pooling or DenseSettings.pooling, bool(normalize))
+        return _make_default_settings(name_or_path, revision, pooling, normalize)
     entries = _list_modules(modules, name_or_path)
     settings = DenseSettings(subfolder=entries[0].folder)
     settings = _read_transformer_options(settings, name_or_path, revision)
     settings = _read_pooling(settings, entries, pooling, name_or_path, revision)
     settings = _read_layers(settings, entries, name_or_path, revision)
     return _read_model_options(settings, name_or_path, revision, normalize)
+
+
+def _make_default_settings(name: str, revision: str | None, pooling: str | None, normalize: bool | None) -> DenseSettings:
+    """Return the settings of a model without ``modules.json``, if nothing suggests that the file got lost."""
+    if pooling is None or normalize is None:
+        if not is_known_absent(name, "modules.json", revision):
+            raise ValueError(
+                f"The pooling of {name!r} is unknown. The machine is offline, and the local cache does not say if the model "
+                "has a modules.json. Pass pooling=... and normalize=..., or go online once."
+            )
+        if read_json(name, _MODEL_CONFIG, revision) is not None:
+            raise make_error(
+                f"{name!r} has a {_MODEL_CONFIG} but no modules.json, so its pooling is unknown. Download the model again, or "
+                "pass pooling=... and normalize=..."
+            )
+    if pooling is None and _is_language_model(read_json(name, CONFIG_FILE, revision) or {}):
+        raise make_error(
+            f"{name!r} is a language model without sentence-transformers files, so its pooling is unknown. Pass pooling="
+            "'last' or another one."
+        )
+    return DenseSettings(pooling or DenseSettings.pooling, bool(normalize))
+
+
+def _is_language_model(config: Mapping[str, Any]) -> bool:
+    architectures = config.get("architectures")
+    return isinstance(architectures, list) and bool(architectures) and str(architectures[0]).endswith("ForCausalLM")
 
 
 def _list_modules(modules: list[Any], name: str) -> list[LayerSettings]:
@@ -219,9 +241,8 @@ def _read_layers(settings: DenseSettings, entries: list[LayerSettings], name: st
 
 
 def _read_model_options(settings: DenseSettings, name: str, revision: str | None, normalize: bool | None) -> DenseSettings:
-    filename = "config_sentence_transformers.json"
-    source = f"{filename} of {name!r}"
-    options = read_json(name, filename, revision) or {}
+    source = f"{_MODEL_CONFIG} of {name!r}"
+    options = read_json(name, _MODEL_CONFIG, revision) or {}
     known = ("__version__", "prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim", "model_type")
     _refuse_unknown(options, (*known, "requirements"), source)
     if options.get("model_type", "SentenceTransformer") != "SentenceTransformer":

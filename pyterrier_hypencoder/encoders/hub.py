@@ -106,8 +106,8 @@ def load_config(name_or_path: str, revision: str | None = None, subfolder: str =
     path = find_file(name_or_path, os.path.join(subfolder, CONFIG_FILE), revision)
     if path is None:
         raise FileNotFoundError(
-            f"There is no encoder at {name_or_path!r}. It is neither a directory with configuration and weights nor a model "
-            "on the hub or in its local cache. Check the name, or go online once."
+            f"There is no encoder at {name_or_path!r}: it has no {CONFIG_FILE}. It must be a directory with configuration and "
+            "weights, or a model on the hub or in its local cache. Check the name, or go online once."
         )
     options = parse_json(path)
     has_code = check_remote_code(options, path, trust_remote_code)
@@ -203,13 +203,13 @@ def make_transformer(config: Any, trust_remote_code: bool = False) -> nn.Module:
     from transformers import AutoModel, AutoModelForTextEncoding
 
     kind: Any = AutoModel
-    if config.is_encoder_decoder:
-        if config.model_type not in _TEXT_ENCODERS:
-            raise make_error(
-                f"Encoder-decoders of type {config.model_type!r} are not supported, except for {', '.join(_TEXT_ENCODERS)}. "
-                "Use an encoder."
-            )
+    if config.model_type in _TEXT_ENCODERS:  # also those that were saved without their decoder
         kind = AutoModelForTextEncoding
+    elif config.is_encoder_decoder:
+        raise make_error(
+            f"Encoder-decoders of type {config.model_type!r} are not supported, except for {', '.join(_TEXT_ENCODERS)}. "
+            "Use an encoder."
+        )
     elif config.model_type == "dpr":
         raise make_error(
             "Models of type 'dpr' are not supported, because queries and documents have different models. Save the BERT "

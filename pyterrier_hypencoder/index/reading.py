@@ -19,7 +19,8 @@ _MAX_REASON_LENGTH = 400
 # Problems of the machine, which are never reported as damage: memory, open files, permissions, space, network.
 _ENVIRONMENT_ERRNOS = {
     getattr(errno, name)
-    for name in "EACCES EPERM EMFILE ENFILE ENOMEM ENOSPC EDQUOT EFBIG EIO ESTALE EROFS ETIMEDOUT ECONNREFUSED ECONNRESET".split()
+    for name in "EACCES EPERM EMFILE ENFILE ENOMEM ENOSPC EDQUOT EFBIG EIO ESTALE EROFS ETIMEDOUT ECONNREFUSED"
+    " ECONNRESET".split()
     if hasattr(errno, name)
 }
 _FULL_DISK_ERRNOS = {errno.ENOSPC, errno.EFBIG}

@@ -288,3 +288,69 @@ def test_dual_encoders_do_not_start_from_models_with_further_layers(backbone, tm
     folder = make_folder(backbone, tmp_path / "model", ["mean", "dense"], None)
     with pytest.raises(ValueError, match="Start from another dense model"):
         from_dense(folder)
+
+
+def test_missing_module_list_is_an_error_if_other_files_show_that_it_got_lost(backbone, tmp_path):
+    folder = make_folder(backbone, tmp_path / "model", ["cls"], None)
+    (folder / "modules.json").unlink()
+    with pytest.raises(ValueError, match=r"no modules\.json"):
+        BiEncoder(folder, device="cpu").encode_docs(["a"])
+    assert BiEncoder(folder, device="cpu", pooling="cls", normalize=False).encode_docs(["a"]).shape == (1, 24)
+
+
+def test_language_models_need_a_pooling(backbone, tmp_path):
+    folder = shutil.copytree(backbone, tmp_path / "model")
+    edit_json(folder / "config.json", architectures=["BertForCausalLM"])
+    with pytest.raises(ValueError, match="Pass pooling='last' or"):
+        BiEncoder(folder, device="cpu").encode_docs(["a"])
+    assert BiEncoder(folder, device="cpu", pooling="last").encode_docs(["a"]).shape == (1, 24)
+
+
+def test_token_types_of_single_texts_are_refused(backbone, tmp_path):
+    """XLNet gives the type 2 to a token, and types are never passed to the transformer."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    folder = shutil.copytree(backbone, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    template = TemplateProcessing(single="$A:0 [CLS]:2", special_tokens=[("[CLS]", 2)])
+    tokenizer.backend_tokenizer.post_processor = template
+    tokenizer.save_pretrained(folder)
+    edit_json(folder / "tokenizer_config.json", model_input_names=["input_ids", "token_type_ids", "attention_mask"])
+    with pytest.raises(ValueError, match="token types"):
+        BiEncoder(folder, device="cpu").encode_docs(["a"])
+
+
+ARCHITECTURES = {
+    "t5": {"d_model": 16, "d_ff": 16, "num_layers": 1, "num_heads": 2, "d_kv": 8},
+    "roberta": {"pad_token_id": 1},
+    "mpnet": {"pad_token_id": 1},
+    "distilbert": {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 16},
+    "electra": {},
+    "modernbert": {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3, "pad_token_id": 0},
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("layout", ["plain", "saved"])
+def test_architectures_give_the_vectors_of_sentence_transformers(backbone, tmp_path, name, layout):
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    st = pytest.importorskip("sentence_transformers", minversion="6")
+    tokenizer = AutoTokenizer.from_pretrained(str(backbone))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    options = ARCHITECTURES[name]
+    sizes = {} if "d_model" in options or "dim" in options else sizes
+    config = AutoConfig.for_model(name, vocab_size=len(tokenizer), **{**sizes, **options})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModel.from_config(config).save_pretrained(tmp_path / "plain")
+    tokenizer.save_pretrained(tmp_path / "plain")
+    theirs = st.SentenceTransformer(str(tmp_path / "plain"), device="cpu")
+    if layout == "saved":
+        theirs.save(str(tmp_path / "saved"))
+    ours = BiEncoder(tmp_path / layout, device="cpu", doc_max_length=200)
+    texts = ["state of India", "Court", " ".join(WORDS * 12)]
+    found, expected = ours.encode_docs(texts), theirs.encode_document(texts, normalize_embeddings=True)
+    assert ((found * expected).sum(1) / np.linalg.norm(found, axis=1)).min() > 0.9999
