@@ -113,7 +113,7 @@ def run_long(path: Path, n_searches: int) -> tuple[int, int]:
 
 def test_long_run_leaks_neither_memory_nor_descriptors(tmp_path, open_table, campaign_size):
     n = campaign_size(10_000, 600)
-    grown, descriptors = run_in_child(run_long, tmp_path / "x.hyp", n)
+    grown, descriptors = run_in_child(run_long, tmp_path / "x.hyp", n, seconds=3600)
     table = open_table("long run")
     table.add("resident size", Outcome(RIGHT if grown < 40 * 2**20 else OTHER, f"grew by {grown:,} bytes"))
     table.add("open descriptors", Outcome(RIGHT if descriptors <= 2 else OTHER, f"grew by {descriptors}"))

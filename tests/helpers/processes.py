@@ -11,7 +11,13 @@ PROCESSES = multiprocessing.get_context("forkserver")  # the server imports once
 PROCESSES.set_forkserver_preload(["pyterrier_hypencoder.transformers.indexer", "transformers.models.bert.modeling_bert"])
 
 
-def run_in_child(function: Callable[..., Any], *args: Any) -> Any:
-    """Run a function in a new process; return its result or raise its exception."""
+def run_in_child(function: Callable[..., Any], *args: Any, seconds: float = 300.0) -> Any:
+    """Run a function in a new process; return its result or raise its exception.
+
+    Args:
+        function: The function.
+        *args: Its arguments.
+        seconds: Time limit.
+    """
     with ProcessPoolExecutor(1, mp_context=PROCESSES) as pool:
-        return pool.submit(function, *args).result(timeout=300)
+        return pool.submit(function, *args).result(timeout=seconds)
