@@ -27,6 +27,9 @@ def get_max_file_size(count: int) -> int:
     return count * (_MAX_PADDING * MAX_DOCNO_BYTES + 64) + 2**20
 
 
+_ADVICE = "Copy the index again or rebuild it."
+
+
 class Docnos:
     """Docnos of an index, held in memory (npids reads the whole file).
 
@@ -48,9 +51,8 @@ class Docnos:
 
     def __init__(self, path: Path, count: int) -> None:
         self.path = path
-        advice = "Copy the index again or rebuild it."
         if not path.exists():
-            raise ValueError(f"Docnos in {path} are missing. {advice}")
+            raise ValueError(f"Docnos in {path} are missing. {_ADVICE}")
         check_regular_file(path)
         try:
             self._lookup = Lookup(path)
@@ -62,9 +64,9 @@ class Docnos:
         except (MemoryError, OSError):
             raise
         except Exception as err:  # npids raises struct, JSON and key errors, among others
-            raise ValueError(f"Docnos in {path} are damaged ({err!r}). {advice}") from err
+            raise ValueError(f"Docnos in {path} are damaged ({err!r}). {_ADVICE}") from err
         if found != count:
-            raise ValueError(f"{path} must have {count} docnos, got {found}. {advice}")
+            raise ValueError(f"{path} must have {count} docnos, got {found}. {_ADVICE}")
 
     def __len__(self) -> int:
         return len(self._lookup)
@@ -85,7 +87,10 @@ class Docnos:
         unique, places = np.unique(np.asarray(docids).ravel(), return_inverse=True)
         found = np.empty(len(unique), dtype=object)
         for rows, names in _read_blocks(self._lookup.fwd, unique):
-            found[rows] = np.char.decode(names, "utf-8")
+            try:
+                found[rows] = np.char.decode(names, "utf-8")
+            except UnicodeDecodeError as err:
+                raise ValueError(f"Docnos in {self.path} are damaged ({err}). {_ADVICE}") from err
         return found[places].reshape(np.shape(docids))
 
     def find(self, docnos: Sequence[str] | np.ndarray) -> np.ndarray:
@@ -103,7 +108,10 @@ class Docnos:
         for size in np.unique(sizes):  # by length, because an array of strings takes the space of the longest one
             rows = np.flatnonzero(sizes == size)
             keys = np.array([names[row] for row in rows.tolist()], dtype="S")
-            found[rows] = _find(self._lookup, keys)
+            try:
+                found[rows] = _find(self._lookup, keys)
+            except IndexError as err:  # the hash table has numbers beyond the last docid
+                raise ValueError(f"Docnos in {self.path} are damaged ({err}). {_ADVICE}") from err
         return found
 
     def require(self, docnos: Sequence[str] | np.ndarray) -> np.ndarray:

@@ -36,7 +36,7 @@ def try_use(path: Path, use: str, whole: Path, names: tuple[str, str]) -> Outcom
     try:
         found = answer(path, use)
     except Exception as err:
-        kind, detail = judge_error(err, names)
+        kind, detail = judge_error(err, (*names, "document 'doc-"))
         return Outcome(kind, f"{use}: {detail}")
     if is_same_answer(found, expected):
         return Outcome(RIGHT)
@@ -50,7 +50,7 @@ def try_verify(path: Path, mutation: Mutation, whole: Path, names: tuple[str, st
     try:
         HypencoderIndex(path, verify=True)
     except Exception as err:
-        kind, detail = judge_error(err, names)
+        kind, detail = judge_error(err, (*names, "document 'doc-"))
         return Outcome(kind, f"verify: {detail}")
     if need_not_be_noticed(mutation.file, whole) or is_same_content(path / mutation.file, whole / mutation.file):
         return Outcome(RIGHT)

@@ -185,6 +185,19 @@ def test_a_file_with_changed_docnos_is_an_error(tmp_path):
         Docnos(tmp_path / "x", 257)
 
 
+def test_damage_between_the_first_and_the_last_docno_is_an_error_that_names_the_file(tmp_path):
+    names = COLLECTIONS["257 documents"]
+    write_docnos(tmp_path / "x", names)
+    docnos = Docnos(tmp_path / "x", 257)
+    docnos._lookup.inv.codec.dids = np.full(257, 10**6, dtype=np.uint32)
+    with pytest.raises(ValueError, match=r"x are damaged .*out of bounds.* Copy the index again"):
+        docnos.find(names)
+    write_docnos(tmp_path / "x", ["first", "middle", "last one"])
+    (tmp_path / "x").write_bytes((tmp_path / "x").read_bytes().replace(b"middle", b"midd\xff\xff"))
+    with pytest.raises(ValueError, match=r"x are damaged .*invalid start byte.* Copy the index again"):
+        list(Docnos(tmp_path / "x", 3))
+
+
 @pytest.mark.parametrize("count", [256, 258, 1])
 def test_another_number_of_docnos_is_an_error(tmp_path, count):
     write_docnos(tmp_path / "x", COLLECTIONS["257 documents"])
