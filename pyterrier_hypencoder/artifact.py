@@ -24,6 +24,7 @@ from .index.unpacking import unpack
 from .transformers.example import build_example_index, make_example_folder
 from .transformers.filters import make_mask
 from .transformers.indexer import DocumentIndexer
+from .transformers.pipeline import IndexedPipeline
 from .transformers.retriever import HypencoderRetriever
 from .transformers.scorer import HypencoderScorer
 from .transformers.signatures import takes_options_of
@@ -85,7 +86,7 @@ class HypencoderIndex(StoredVectors, pt.Artifact, pt.Indexer):
     def index(self, iter: Iterable[dict[str, Any]], **kwargs: Any) -> HypencoderIndex:
         """Build the index from document vectors.
 
-        ``model >> index`` is an indexer of texts, which also records the model. For other options use :meth:`indexer`.
+        ``(model >> index).index(docs)`` indexes texts and records the model. For other options use :meth:`indexer`.
 
         Args:
             iter: Dictionaries with ``docno`` and ``doc_vec``.
@@ -111,14 +112,21 @@ class HypencoderIndex(StoredVectors, pt.Artifact, pt.Indexer):
         return self
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Raise an error: an index is the factory of the transformers over it."""
-        raise TypeError("An index is no stage of a search pipeline. Use index.retriever(model) or index.scorer(model).")
+        """Search for topics, or re-rank a result frame, with default options; see :meth:`retriever` and :meth:`scorer`."""
+        return (self.scorer() if "docno" in inp.columns else self.retriever()).transform(inp)
 
-    def fuse_left(self, left: Any) -> pt.Indexer | None:
-        """Return ``encoder >> index`` as an indexer that records the encoder; None for other stages."""
+    def fuse_left(self, left: Any) -> pt.Transformer | None:
+        """Return ``encoder >> index`` as a pipeline whose ``.index()`` records the encoder; None for other stages."""
+        if isinstance(left, Encoder):
+            return IndexedPipeline(self.indexer(left), self.retriever(left))
         if isinstance(left, DocEncoder) and isinstance(left.model, Encoder):
-            return self.indexer(left.model, text_field=left.text_field, batch_size=left.batch_size, verbose=left.verbose)
-        return self.indexer(left) if isinstance(left, Encoder) else None
+            options: dict[str, Any] = {name: getattr(left, name) for name in ("text_field", "batch_size", "verbose")}
+            return IndexedPipeline(self.indexer(left.model, **options), self.retriever(left.model))
+        return None
+
+    def subtransformers(self) -> dict[str, Any]:
+        """Return an empty dictionary, because an index has no stages."""
+        return {}
 
     def __repr__(self) -> str:
         return f"HypencoderIndex({shorten(str(self.path))})"
