@@ -23,7 +23,7 @@ def passages() -> pt.Transformer:
 @pytest.fixture(scope="module")
 def passage_index(model, long_docs, passages, tmp_path_factory) -> HypencoderIndex:
     index = HypencoderIndex(tmp_path_factory.mktemp("long") / "passages.hyp")
-    return (passages >> index.indexer(model)).index(long_docs)
+    return (passages >> index.indexer(model, dtype="fp32")).index(long_docs)
 
 
 def test_sliding_windows_are_indexed_as_passages(passage_index, model, long_docs, passages):
@@ -49,4 +49,4 @@ def test_documents_split_after_a_first_stage_are_re_ranked_by_passage(passage_in
     stored = (passages >> passage_index.scorer(model) >> pt.text.max_passage())(candidates)
     assert len(fresh) == len(stored) == 25
     both = fresh.merge(stored, on=["qid", "docno"])
-    assert (both["score_x"] - both["score_y"]).abs().max() < 0.05
+    assert (both["score_x"] - both["score_y"]).abs().max() < 3e-3
