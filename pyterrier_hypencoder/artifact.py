@@ -2,67 +2,48 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyterrier as pt
 
 from .encoders.base import Encoder
 from .encoders.loading import load_recorded_encoder
+from .encoders.stages import DocEncoder
 from .identity import shorten
-from .index.docnos import Docnos
 from .index.files import read_meta, resolve_path
 from .index.graph_builder import open_or_build_graph
-from .index.inner_product import InnerProductIndex, build_inner_product_index, open_inner_product_index
-from .index.layout import get_graph_path, list_graph_sizes
+from .index.inner_product import InnerProductIndex, build_inner_product_index
 from .index.neighbour_graph import NeighbourGraph
-from .index.reader import IndexReader
+from .index.unpacking import unpack
 from .transformers.example import build_example_index, make_example_folder
+from .transformers.filters import make_mask
 from .transformers.indexer import DocumentIndexer
+from .transformers.pipeline import IndexedPipeline
 from .transformers.retriever import HypencoderRetriever
 from .transformers.scorer import HypencoderScorer
+from .transformers.signatures import takes_options_of
+from .transformers.stored_vectors import StoredVectors
 from .transformers.vec_loader import VecLoader
 
-_BLOCK = 4096  # documents that get_corpus_iter converts to float32 together
-Parameters = ParamSpec("Parameters")
-Made = TypeVar("Made")
 
+class HypencoderIndex(StoredVectors, pt.Artifact, pt.Indexer):
+    """Document vectors on disk: the factory of the transformers that build and search them.
 
-def _takes_options_of(
-    transformer: Callable[Concatenate[Any, Parameters], Made],
-) -> Callable[[Callable[..., Made]], Callable[Concatenate[HypencoderIndex, Parameters], Made]]:
-    """Give a factory method the signature of the class that it makes, without the index.
-
-    Then help(), notebooks and type checkers show the options, although they are listed only once, in the class.
-    """
-
-    def decorate(method: Callable[..., Made]) -> Callable[Concatenate[HypencoderIndex, Parameters], Made]:
-        options = list(inspect.signature(transformer).parameters.values())[1:]
-        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        signature = inspect.Signature([own, *options], return_annotation=transformer)
-        method.__signature__ = signature  # type: ignore[attr-defined]
-        return method
-
-    return decorate
-
-
-class HypencoderIndex(pt.Artifact):
-    """Document vectors on disk, opened for searching.
-
-    :class:`HypencoderIndexer` builds an index. It can be shared like every PyTerrier artifact.
+    The index can be shared like every PyTerrier artifact. It need not exist yet: :meth:`built`, :meth:`index` and
+    :meth:`indexer` work without it, and transformers can be made before it is built.
 
     Args:
         path: The index directory. A later change of the working directory does not matter.
         verify: If True, check all files at once; see :meth:`verify`. Without it, blocks are checked when they are read.
 
     Raises:
-        FileNotFoundError: If there is no index.
-        ValueError: If the directory is not an index, has a newer format, or is damaged.
+        ValueError: If the path is not an index, has a newer format, or is damaged.
 
     Example:
         >>> from pyterrier_hypencoder import HypencoderIndex
@@ -82,11 +63,12 @@ class HypencoderIndex(pt.Artifact):
     def __init__(self, path: str | os.PathLike[str], *, verify: bool = False) -> None:
         folder: Path = resolve_path(path)
         super().__init__(folder)
-        self._reader = IndexReader(folder)
         self._models: dict[tuple[str, str], Encoder] = {}
         self._loading = threading.Lock()
         if verify:
             self.verify()
+        elif folder.exists():
+            self.reader  # noqa: B018, damage is an error at once
 
     @classmethod
     def example(cls) -> HypencoderIndex:
@@ -97,32 +79,54 @@ class HypencoderIndex(pt.Artifact):
         """
         return cls(build_example_index())
 
-    @property
-    def reader(self) -> IndexReader:
-        """The opened directory. It is opened again when the index has been replaced."""
-        reader = self._reader
-        if not reader.is_current():
-            self._reader = reader = IndexReader(reader.path)
-        return reader
+    def index_inputs(self) -> list[list[str]]:
+        """Return the columns that documents must have: ``docno`` and ``doc_vec``."""
+        return self.indexer().index_inputs()
 
-    def verify(self) -> None:
-        """Check all files of the index, its neighbour graphs and its inner-product index against their checksums.
+    def index(self, iter: Iterable[dict[str, Any]], **kwargs: Any) -> HypencoderIndex:
+        """Build the index from document vectors.
 
-        Opening an index checks the metadata, the docnos and the sizes of all files. Searches check each block of 64 KiB
-        when they read it for the first time. This method checks everything, at the speed of the disk: 13 GB in the page
-        cache take about two seconds.
+        ``(model >> index).index(docs)`` indexes texts and records the model. For other options use :meth:`indexer`.
+
+        Args:
+            iter: Dictionaries with ``docno`` and ``doc_vec``.
+            **kwargs: Not used; part of PyTerrier's signature.
+
+        Returns:
+            This index.
 
         Raises:
-            ValueError: If a file is damaged. The message names it.
-        """
-        reader = self.reader
-        reader.vectors.check()
-        for size in list_graph_sizes(reader.folder):
-            NeighbourGraph(get_graph_path(reader.folder, size), reader).verify()
-        open_inner_product_index(reader)
+            FileExistsError: If the index is built already.
+            ValueError: If a document is not valid.
 
-    def __len__(self) -> int:
-        return self.reader.doc_count
+        Example:
+            >>> import tempfile
+            >>> from pyterrier_hypencoder import HypencoderIndex
+            >>> index = HypencoderIndex(tempfile.mkdtemp() + "/new.hyp")
+            >>> index.built()
+            False
+            >>> len(index.index([{"docno": "d1", "doc_vec": [1.0, 0.0]}]))
+            1
+        """
+        self.indexer().index(iter, **kwargs)
+        return self
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Search for topics, or re-rank a result frame, with default options; see :meth:`retriever` and :meth:`scorer`."""
+        return (self.scorer() if "docno" in inp.columns else self.retriever()).transform(inp)
+
+    def fuse_left(self, left: Any) -> pt.Transformer | None:
+        """Return ``encoder >> index`` as a pipeline whose ``.index()`` records the encoder; None for other stages."""
+        if isinstance(left, Encoder):
+            return IndexedPipeline(self.indexer(left), self.retriever(left))
+        if isinstance(left, DocEncoder) and isinstance(left.model, Encoder):
+            options: dict[str, Any] = {name: getattr(left, name) for name in ("text_field", "batch_size", "verbose")}
+            return IndexedPipeline(self.indexer(left.model, **options), self.retriever(left.model))
+        return None
+
+    def subtransformers(self) -> dict[str, Any]:
+        """Return an empty dictionary, because an index has no stages."""
+        return {}
 
     def __repr__(self) -> str:
         return f"HypencoderIndex({shorten(str(self.path))})"
@@ -135,29 +139,6 @@ class HypencoderIndex(pt.Artifact):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return HypencoderIndex, (self.path,)
-
-    @property
-    def meta(self) -> dict[str, Any]:
-        """A copy of the metadata in ``pt_meta.json``."""
-        return dict(self.reader.meta)
-
-    @property
-    def vec_size(self) -> int:
-        """Dimensions of the document vectors, D."""
-        return self.reader.vec_size
-
-    @property
-    def vectors(self) -> np.ndarray:
-        """The document vectors, (N, D), as a read-only memory map. Row i is the document with docid i.
-
-        All blocks are checked on first use, which reads the whole file.
-        """
-        return self.reader.vectors.check()
-
-    @property
-    def docnos(self) -> Docnos:
-        """The lookup between docnos and docids; see :class:`pyterrier_hypencoder.index.docnos.Docnos`."""
-        return self.reader.docnos
 
     def model(self, *, device: str = "auto") -> Encoder | None:
         """Return the encoder that is recorded in the index.
@@ -176,10 +157,18 @@ class HypencoderIndex(pt.Artifact):
         key = (str(record), device)
         with self._loading:  # threads share the model
             if key not in self._models:
-                self._models[key] = load_recorded_encoder(record, device=device, index=self._reader.path)
+                self._models[key] = load_recorded_encoder(record, device=device, index=self.path)
             return self._models[key]
 
-    @_takes_options_of(HypencoderRetriever)
+    @takes_options_of(DocumentIndexer)
+    def indexer(self, *args: Any, **options: Any) -> HypencoderIndexer:
+        """Return an indexer that builds this index.
+
+        The arguments are those of :class:`HypencoderIndexer` after ``path``: ``model``, then its options by keyword.
+        """
+        return HypencoderIndexer(self.path, *args, **options)
+
+    @takes_options_of(HypencoderRetriever)
     def retriever(self, *args: Any, **options: Any) -> HypencoderRetriever:
         """Return a transformer that searches this index.
 
@@ -187,7 +176,7 @@ class HypencoderIndex(pt.Artifact):
         """
         return HypencoderRetriever(self, *args, **options)
 
-    @_takes_options_of(HypencoderScorer)
+    @takes_options_of(HypencoderScorer)
     def scorer(self, *args: Any, **options: Any) -> HypencoderScorer:
         """Return a transformer that re-ranks with the vectors of this index.
 
@@ -195,10 +184,34 @@ class HypencoderIndex(pt.Artifact):
         """
         return HypencoderScorer(self, *args, **options)
 
-    @_takes_options_of(VecLoader)
+    @takes_options_of(VecLoader)
     def vec_loader(self) -> VecLoader:
         """Return a transformer that adds the stored vectors of documents as ``doc_vec``; see :class:`VecLoader`."""
         return VecLoader(self)
+
+    def mask(self, metadata: pd.DataFrame, where: str) -> np.ndarray:
+        """Return the documents whose metadata satisfy an expression, for ``index.retriever(mask=...)``.
+
+        Args:
+            metadata: A frame with ``docno`` and further columns. Documents without a row do not satisfy any expression, and
+                docnos that the index does not contain are ignored.
+            where: The expression, as in :meth:`pandas.DataFrame.eval`, which can call methods of the columns. Do not use
+                expressions of strangers.
+
+        Returns:
+            (N,), True for every docid that satisfies the expression.
+
+        Raises:
+            ValueError: If there is no column ``docno``, or the expression is not a condition over the columns.
+
+        Example:
+            >>> import pandas as pd
+            >>> from pyterrier_hypencoder import HypencoderIndex
+            >>> books = pd.DataFrame({"docno": ["d1", "d2", "d3"], "year": [1999, 2020, 2025]})
+            >>> HypencoderIndex.example().mask(books, "year >= 2020").tolist()
+            [False, True, True]
+        """
+        return make_mask(self.reader, metadata, where)
 
     def corpus_graph(
         self, k: int = 100, *, builder: str = "auto", device: str = "auto", verbose: bool = False
@@ -239,28 +252,21 @@ class HypencoderIndex(pt.Artifact):
         """
         return build_inner_product_index(self.reader, verbose=verbose)
 
-    def get_corpus_iter(
-        self, start: int | None = None, stop: int | None = None, *, verbose: bool = False
-    ) -> Iterator[dict[str, Any]]:
-        """Yield the documents in the order of their docids.
+    @classmethod
+    def from_package(cls, package: str | os.PathLike[str], path: str | os.PathLike[str]) -> HypencoderIndex:
+        """Unpack a local file that ``index.build_package()`` wrote, and open the index.
 
         Args:
-            start: First docid, as in a slice. None starts at 0.
-            stop: Docid at which to stop, as in a slice. None stops at the end.
-            verbose: If True, show a progress bar.
+            package: The package, such as ``x.hyp.tar.lz4``. For one on the web use :meth:`pyterrier.Artifact.from_url`.
+            path: The index directory to create.
 
-        Yields:
-            Dictionaries with ``docno`` and ``doc_vec`` (D,) float32.
+        Raises:
+            FileNotFoundError: If there is no package.
+            FileExistsError: If the directory exists.
+            ValueError: If the package is damaged, or does not contain an index.
         """
-        reader = self.reader
-        docids = range(reader.doc_count)[start:stop]
-        with pt.tqdm(total=len(docids), desc=str(self.path), unit="doc", disable=not verbose) as progress:
-            for first in range(docids.start, docids.stop, _BLOCK):
-                block = np.arange(first, min(first + _BLOCK, docids.stop))
-                vectors = reader.vectors[block[0] : block[-1] + 1].astype(np.float32)
-                for docno, vector in zip(reader.docnos.at(block), vectors, strict=True):
-                    yield {"docno": docno, "doc_vec": vector}
-                progress.update(len(block))
+        unpack(resolve_path(package), resolve_path(path))
+        return cls(path)
 
     def to_flex(self, path: str | Path) -> Any:
         """Write the vectors as a ``FlexIndex`` of pyterrier_dr, to use its search algorithms and back-ends.

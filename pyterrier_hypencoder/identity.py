@@ -17,6 +17,9 @@ _MAX_SHOWN_LENGTH = 40
 """Characters of a path that :func:`shorten` keeps. PyTerrier uses representations as names in its result tables."""
 _MAX_SHOWN_ITEMS = 3
 """Items of the longest collection that :func:`shorten` shows in full."""
+_FILE_NAME_CHARACTERS = str.maketrans({"<": "[", ">": "]", '"': "'"} | dict.fromkeys(":%/\\^|?*\n", "_"))
+"""Replacements of characters that PyTerrier or a file system refuses in names of files."""
+_MAX_FILE_NAME_BYTES = 200
 
 
 class ByArguments:
@@ -74,12 +77,23 @@ class ByArguments:
         )
         return f"{type(self).__name__}({text})"
 
+    def __rshift__(self, right: Any) -> Any:
+        """Compose ``encoder >> index`` as an indexer that records the encoder; see :meth:`HypencoderIndex.fuse_left`."""
+        fuse = getattr(right, "fuse_left", None) if isinstance(right, pt.Artifact) else None
+        fused = None if fuse is None else fuse(self)
+        if fused is not None:
+            return fused
+        compose = getattr(super(), "__rshift__", None)
+        return NotImplemented if compose is None else compose(right)
+
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key not in ("_opened", "_locks")}
 
 
 def _make_hashable(value: Any) -> Any:
     """Return a hashable value that is equal for equal arrays, mappings, sets and lists."""
+    if isinstance(value, np.ndarray) and value.dtype == bool:
+        return value.shape, value.tobytes()
     if isinstance(value, np.ndarray | pd.Series | pd.Index):
         value = value.tolist()
     if isinstance(value, Mapping):
@@ -108,9 +122,30 @@ def shorten(value: Any) -> str:
         >>> shorten([f"d{i}" for i in range(1000)])
         '<1000 items, f1f875>'
     """
+    if isinstance(value, np.ndarray) and value.dtype == bool:
+        return f"<{value.sum()} of {value.size}, {_digest(value.tobytes())}>"
     if isinstance(value, Collection) and not isinstance(value, str) and len(value) > _MAX_SHOWN_ITEMS:
-        digest = hashlib.sha256("\0".join(sorted(map(str, value))).encode()).hexdigest()[:6]
-        return f"<{len(value)} items, {digest}>"
+        return f"<{len(value)} items, {_digest(chr(0).join(sorted(map(str, value))).encode())}>"
     if isinstance(value, str | Path) and len(str(value)) > _MAX_SHOWN_LENGTH:
         return repr("…" + str(value)[-_MAX_SHOWN_LENGTH:])
     return repr(value)
+
+
+def make_file_name(text: str) -> str:
+    """Return a text as the name of a file: characters that file systems refuse are replaced, and long texts are cut.
+
+    Args:
+        text: The text, such as the representation of a transformer.
+
+    Example:
+        >>> make_file_name("HypencoderRetriever('runs/x.hyp', num_results=10)")
+        "HypencoderRetriever('runs_x.hyp', num_results=10)"
+    """
+    name = text.translate(_FILE_NAME_CHARACTERS)
+    if len(name.encode(errors="replace")) <= _MAX_FILE_NAME_BYTES:
+        return name
+    return f"{name[: _MAX_FILE_NAME_BYTES // 3]}… {_digest(text.encode(errors='replace'))}"
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:6]

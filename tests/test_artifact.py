@@ -18,8 +18,10 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 import pytest
+import torch
 
 from pyterrier_hypencoder import Hypencoder, HypencoderIndex, HypencoderIndexer, HypencoderRetriever, HypencoderScorer
+from pyterrier_hypencoder.transformers.pipeline import IndexedPipeline
 from pyterrier_hypencoder.transformers.vec_loader import VecLoader
 
 FIXTURE = Path(__file__).parent / "fixtures" / "v1.hyp"
@@ -145,10 +147,126 @@ def test_damaged_index_does_not_load(tmp_path, name):
 
 
 def test_missing_index_does_not_load(tmp_path):
-    with pytest.raises(FileNotFoundError, match="There is no index at .* Build it with HypencoderIndexer"):
-        HypencoderIndex(tmp_path / "x.hyp")
     with pytest.raises(ValueError, match="it has no pt_meta.json"):
         HypencoderIndex(tmp_path)
+
+
+def test_local_package_says_how_to_open_it_and_opens(small, tmp_path):
+    package = Path(small.build_package(str(tmp_path / "x.tar.lz4"), verbose=False))
+    with pytest.raises(ValueError, match=r"must be the directory .* HypencoderIndex.from_package\(package, path\)"):
+        HypencoderIndex(package)
+    assert_same_index(HypencoderIndex.from_package(package, tmp_path / "y.hyp"), small)
+    with pytest.raises(FileExistsError, match="y.hyp already exists. Choose a new directory"):
+        HypencoderIndex.from_package(package, tmp_path / "y.hyp")
+
+
+@pytest.mark.parametrize("damage", ["cut", "no package", "missing"])
+def test_damaged_package_leaves_no_directory(small, tmp_path, damage):
+    package = Path(small.build_package(str(tmp_path / "x.tar.lz4"), verbose=False))
+    Path(f"{package}.json").unlink()
+    if damage == "missing":
+        package.unlink()
+    else:
+        package.write_bytes(package.read_bytes()[:-200] if damage == "cut" else b"hello")
+    error, message = (FileNotFoundError, "There is no package at") if damage == "missing" else (ValueError, "be a package of")
+    with pytest.raises(error, match=message):
+        HypencoderIndex.from_package(package, tmp_path / "y.hyp")
+    assert [path.name for path in tmp_path.iterdir()] == ([] if damage == "missing" else ["x.tar.lz4"])
+
+
+# Before the index is built
+
+
+def test_index_that_is_not_built_can_be_named_and_built(tmp_path):
+    index = HypencoderIndex(tmp_path / "new.hyp")
+    retriever, loader = index.retriever(num_results=1), index.vec_loader()
+    assert not index.built() and repr(index).endswith("new.hyp')")
+    assert index.index([{"docno": "a", "doc_vec": [1.0, 0.0]}, {"docno": "b", "doc_vec": [0.0, 1.0]}]) is index
+    assert index.built() and len(index) == 2
+    assert retriever(pd.DataFrame({"qid": ["q"], "query_vec": [[0.0, 1.0]]}))["docno"].tolist() == ["b"]
+    assert loader(pd.DataFrame({"docno": ["a"]}))["doc_vec"][0].tolist() == [1.0, 0.0]
+    with pytest.raises(FileExistsError, match="already exists"):
+        index.index([{"docno": "c", "doc_vec": [1.0, 0.0]}])
+    index.indexer(mode="overwrite", dtype="fp32").index([{"docno": "c", "doc_vec": [1.0, 0.0]}])
+    assert list(index.docnos) == ["c"] and index.meta["dtype"] == "f4"
+
+
+USES = {
+    "len": len,
+    "np_vecs": lambda index: index.np_vecs(),
+    "torch_vecs": lambda index: index.torch_vecs("cpu"),
+    "docnos": lambda index: index.docnos,
+    "meta": lambda index: index.meta,
+    "model": lambda index: index.model(),
+    "corpus_graph": lambda index: index.corpus_graph(1),
+    "inner_product_index": lambda index: index.inner_product_index(),
+    "verify": lambda index: index.verify(),
+    "get_corpus_iter": lambda index: next(index.get_corpus_iter()),
+    "mask": lambda index: index.mask(pd.DataFrame({"docno": ["a"]}), "docno == 'a'"),
+    "retriever": lambda index: index.retriever()(pd.DataFrame({"qid": ["q"], "query_vec": [[0.0, 1.0]]})),
+    "scorer": lambda index: index.scorer()(pd.DataFrame({"qid": ["q"], "docno": ["a"], "query_vec": [[0.0, 1.0]]})),
+    "vec_loader": lambda index: index.vec_loader()(pd.DataFrame({"docno": ["a"]})),
+    "vec_loader by docid": lambda index: index.vec_loader()(pd.DataFrame({"docid": [0]})),
+}
+
+
+@pytest.mark.parametrize("name", USES)
+def test_uses_of_an_index_that_is_not_built_say_how_to_build_it(tmp_path, name):
+    index = HypencoderIndex(tmp_path / "new.hyp")
+    message = r"There is no index at .*new.hyp. Build it with HypencoderIndexer\(path, model\).index\(docs\)"
+    with pytest.raises(FileNotFoundError, match=message):
+        USES[name](index)
+    assert not list(tmp_path.iterdir())
+    index.index([{"docno": "a", "doc_vec": [0.0, 1.0]}, {"docno": "b", "doc_vec": [0.0, 1.0]}])
+    USES[name](index)
+
+
+def test_index_searches_and_re_ranks_with_default_options(small, query_vecs):
+    found = small(query_vecs)
+    pd.testing.assert_frame_equal(found, small.retriever()(query_vecs))
+    pd.testing.assert_frame_equal(small(found), small.scorer()(found))
+
+
+def test_encoder_before_an_index_indexes_is_recorded_and_searches(model, docs, topics, tmp_path):
+    index = HypencoderIndex(tmp_path / "x.hyp")
+    for pipeline, options in (
+        (model >> index, {}),
+        (model.doc_encoder() >> index, {}),
+        (model.doc_encoder(text_field="body", batch_size=9) >> index, {"text_field": "body", "batch_size": 9}),
+    ):
+        assert isinstance(pipeline, IndexedPipeline) and pipeline.indexer == index.indexer(model, **options)
+    pipeline = model >> index
+    pipeline.index(docs[:20])
+    assert index.model(device="cpu") == model
+    expected = index.retriever(model)(topics)
+    pd.testing.assert_frame_equal(pipeline(topics), expected)
+    found = (model.query_encoder() >> index.retriever(device="cpu"))(topics)
+    assert found["docno"].tolist() == expected["docno"].tolist()
+
+
+def test_longer_pipeline_before_an_index_indexes_vectors(model, docs, tmp_path):
+    index = HypencoderIndex(tmp_path / "x.hyp")
+    pipeline = pt.apply.text(lambda row: row["text"].upper()) >> model.doc_encoder() >> index
+    assert pipeline.index(docs[:5]) == index and len(index) == 5 and index.model() is None
+    compiled = pipeline.compile()
+    assert compiled[-1].indexer == index.indexer(model)
+
+
+@pytest.mark.parametrize("fp16", [False, True])
+def test_vectors_as_numpy_and_torch(small, fp16):
+    assert small.np_vecs() is small.vectors or np.shares_memory(small.np_vecs(), small.vectors)
+    tensor = small.torch_vecs("cpu", fp16=fp16)
+    assert tensor.dtype == (torch.float16 if fp16 else torch.float32) and tensor is small.torch_vecs("cpu", fp16=fp16)
+    np.testing.assert_array_equal(tensor.numpy(), small.vectors.astype(np.float16 if fp16 else np.float32))
+    tensor[0] = 0  # a copy: the file is read-only
+    assert small.vectors[0].any()
+
+
+def test_torch_vectors_follow_a_replaced_index(tmp_path):
+    index = build(tmp_path / "x.hyp", ["a"], np.ones((1, 2), np.float32))
+    assert index.torch_vecs("cpu").tolist() == [[1, 1]]
+    build(tmp_path / "x.hyp", ["a"], np.zeros((1, 2), np.float32), mode="overwrite")
+    assert index.torch_vecs().cpu().tolist() == [[0, 0]] and index.torch_vecs(None).shape == (1, 2)
 
 
 # Documents
@@ -183,7 +301,12 @@ def test_index_rebuilt_from_its_documents_is_the_same(small, tmp_path):
 # Factories
 
 
-FACTORIES = {"retriever": HypencoderRetriever, "scorer": HypencoderScorer, "vec_loader": VecLoader}
+FACTORIES = {
+    "retriever": HypencoderRetriever,
+    "scorer": HypencoderScorer,
+    "vec_loader": VecLoader,
+    "indexer": HypencoderIndexer,
+}
 
 
 @pytest.mark.parametrize("name", FACTORIES)
@@ -203,7 +326,7 @@ def test_factories_pass_their_arguments_on(small):
 
 
 def test_factories_refuse_unknown_options(small):
-    for make in (small.retriever, small.scorer, small.vec_loader):
+    for make in (small.retriever, small.scorer, small.vec_loader, small.indexer):
         with pytest.raises(TypeError, match="n_seeds"):
             make(n_seeds=3)
 

@@ -27,6 +27,9 @@ from .layout import (
 )
 from .reader import IndexReader, fingerprint_index
 
+DEFAULT_NEIGHBOURS = 100
+"""Neighbours per document that the paper uses (section 3.6)."""
+
 
 class NeighbourGraph:
     """Nearest other documents of every document, opened and checked.
@@ -105,6 +108,20 @@ class NeighbourGraph:
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.path, self._reader.path, self.k)
 
+    def to_limit_k(self, k: int) -> NeighbourGraph:
+        """Return the same graph with fewer neighbours per document, like ``CorpusGraph.to_limit_k`` of pyterrier_adaptive.
+
+        Args:
+            k: Number of neighbours, at most :attr:`k`.
+
+        Raises:
+            ValueError: If the graph has fewer neighbours.
+        """
+        check_positive("k", k)
+        if k > self.k:
+            raise ValueError(f"k must be at most {self.k}, the neighbours of this graph, got {k}. Build a larger graph.")
+        return NeighbourGraph(self.path, self._reader, k)
+
     def neighbours(self, document: int | str, weights: bool = False) -> Any:
         """Return the neighbours of one document, nearest first, like ``CorpusGraph.neighbours`` of pyterrier_adaptive.
 
@@ -132,12 +149,13 @@ def _reopen(path: Path, index: Path, k: int) -> NeighbourGraph:
     return NeighbourGraph(path, IndexReader(index), k)
 
 
-def open_graph(reader: IndexReader, k: int) -> NeighbourGraph:
+def open_graph(reader: IndexReader, k: int | None) -> NeighbourGraph:
     """Open the smallest graph of an index that has at least k neighbours per document.
 
     Args:
         reader: The index.
         k: Number of neighbours. If it is larger than the number of other documents, the graph of all of them is opened.
+            None is 100, as in the paper, or the number of neighbours of the largest graph if that has fewer.
 
     Returns:
         The graph, limited to k neighbours.
@@ -146,10 +164,11 @@ def open_graph(reader: IndexReader, k: int) -> NeighbourGraph:
         FileNotFoundError: If there is no such graph.
         ValueError: If the graph is damaged, or belongs to another index or an older state of it.
     """
+    sizes = list_graph_sizes(reader.folder)
+    k = min([DEFAULT_NEIGHBOURS, *sizes[-1:]]) if k is None else k
     check_positive("k", k)
     graph = find_graph(reader, k)
     if graph is None:
-        sizes = list_graph_sizes(reader.folder)
         found = f"only graphs with {', '.join(map(str, sizes))}" if sizes else "no graph"
         raise FileNotFoundError(
             f"{reader.path} must have a graph with at least {k} neighbours, got {found}. Build one with "
@@ -174,9 +193,9 @@ def find_graph(reader: IndexReader, k: int, builder: str = "auto") -> NeighbourG
     return None
 
 
-def has_graph(reader: IndexReader, k: int) -> bool:
-    """Return True if the index has a graph with at least k neighbours, without opening it."""
-    return any(size >= min(k, reader.doc_count - 1) for size in list_graph_sizes(reader.folder))
+def has_graph(reader: IndexReader, k: int | None) -> bool:
+    """Return True if the index has a graph with at least k neighbours, without opening it. None stands for any graph."""
+    return any(k is None or size >= min(k, reader.doc_count - 1) for size in list_graph_sizes(reader.folder))
 
 
 def _read_checked_meta(path: Path, reader: IndexReader) -> dict[str, Any]:

@@ -116,9 +116,16 @@ def _read_pieces(file: Path, number: int = 1024, size: int = 16 * 1024) -> Itera
 def _read_checked_meta(path: Path) -> dict[str, Any]:
     if not path.exists():
         advice = (
-            "Finish its interrupted build with mode='resume'." if is_unfinished(path) else "Build it with HypencoderIndexer."
+            "Finish its interrupted build with mode='resume'."
+            if is_unfinished(path)
+            else "Build it with HypencoderIndexer(path, model).index(docs)."
         )
         raise FileNotFoundError(f"There is no index at {path}. {advice}")
+    if path.is_file():
+        raise ValueError(
+            f"{path} must be the directory of an index, got a file. A package of build_package() is unpacked with "
+            "HypencoderIndex.from_package(package, path)."
+        )
     if not (path / META_FILE).exists():
         raise ValueError(f"{path} is not an index: it has no {META_FILE}. Check the path.")
     meta = read_meta(path)

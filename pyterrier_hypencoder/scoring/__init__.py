@@ -1,7 +1,7 @@
 """Evaluate q-nets: one scorer protocol, its back-ends, and the choice between them."""
 
 from .backends import BACKENDS, PRECISIONS, make_scorer, select_backend
-from .device import choose_search_device, resolve_device
+from .device import choose_search_device, parse_device, resolve_device
 from .protocol import Backend, Scorer
 
 scorer = make_scorer
@@ -14,6 +14,7 @@ __all__ = [
     "Scorer",
     "choose_search_device",
     "make_scorer",
+    "parse_device",
     "resolve_device",
     "scorer",
     "select_backend",

@@ -25,18 +25,30 @@ def resolve_device(device: str | torch.device) -> torch.device:
     Raises:
         ValueError: If the device is unknown, or if this machine does not have it.
     """
-    if isinstance(device, str) and device == "auto":
+    found = parse_device(device)
+    if found is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device) if isinstance(device, str | torch.device) else None
-    except RuntimeError:
-        found = None
-    if found is None or found.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda[:n]' (on a Mac also 'mps'), got {device!r}.")
     available = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[found.type]
     if (found.index or 0) >= available:
         raise ValueError(
             f"device {str(device)!r} is not available: this machine has {available} {found.type.upper()} devices. "
             "Use device='auto' to take a GPU only if there is one."
         )
+    return found
+
+
+def parse_device(device: str | torch.device) -> torch.device | None:
+    """Return the torch device for a name, which this machine need not have; None for ``auto``.
+
+    Raises:
+        ValueError: If the device is unknown.
+    """
+    if isinstance(device, str) and device == "auto":
+        return None
+    try:
+        found = torch.device(device) if isinstance(device, str | torch.device) else None
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda[:n]' (on a Mac also 'mps'), got {device!r}.")
     return found

@@ -25,6 +25,7 @@ from ..index.staging import check_same_build, discard_leftovers, is_unfinished
 from ..index.writer import MODES, IndexWriter, check_place, is_index, prepare_metadata
 from ..options import check_choice, check_positive
 from .pipeline import IndexedPipeline, bind_retrievers, list_retrievers
+from .signatures import check_option_names
 
 Document = dict[str, Any]
 
@@ -35,6 +36,7 @@ class DocumentIndexer(ByArguments, pt.Indexer, ABC):
     :class:`pyterrier_hypencoder.HypencoderIndexer` documents the arguments and says how the index is opened.
     """
 
+    @check_option_names
     def __init__(
         self,
         path: str | Path,
@@ -55,6 +57,7 @@ class DocumentIndexer(ByArguments, pt.Indexer, ABC):
         self.batch_size = batch_size
         self.graph_k = graph_k
         self.verbose = verbose
+        self._check_options()
 
     @abstractmethod
     def open_index(self, path: Path) -> pt.Artifact:
@@ -68,7 +71,8 @@ class DocumentIndexer(ByArguments, pt.Indexer, ABC):
     def index(self, iter: Iterable[Document] | pd.DataFrame, **kwargs: Any) -> pt.Artifact:
         """Index documents.
 
-        Options, path and model are checked before the first document is encoded.
+        Options, path and model are checked before the first document is encoded, because they may be set after the
+        constructor has checked them.
 
         Args:
             iter: Dictionaries (or a frame) with ``docno`` and either text or ``doc_vec``.
@@ -85,6 +89,8 @@ class DocumentIndexer(ByArguments, pt.Indexer, ABC):
         if kwargs:
             raise TypeError(f"index() takes no options, got {sorted(kwargs)}. Pass them to HypencoderIndexer.")
         self._check_options()
+        if self.graph_k is not None and find_spec("faiss") is None:
+            raise ImportError("graph_k requires faiss: pip install faiss-cpu")
         path = Path(self.path)
         documents = iter.to_dict("records") if isinstance(iter, pd.DataFrame) else iter
         if not self._is_complete(path):
@@ -99,8 +105,6 @@ class DocumentIndexer(ByArguments, pt.Indexer, ABC):
         list_text_fields(self.text_field)
         if self.graph_k is not None:
             check_graph_options(self.graph_k)
-            if find_spec("faiss") is None:
-                raise ImportError("graph_k requires faiss: pip install faiss-cpu")
         if self.model is not None:
             check_encoder(self.model)
         if not isinstance(self.path, Path) or not self.path.name:

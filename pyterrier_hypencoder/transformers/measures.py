@@ -1,7 +1,7 @@
 """The cost of a search as measures for :func:`pyterrier.Experiment`.
 
 Use them with retrievers that have ``return_stats=True``. Costs are stored on result rows, so a query without results counts
-as 0. Systems without these columns, such as BM25, get NaN. ``validate="ignore"`` keeps PyTerrier from warning about that.
+as 0. Systems without these columns, such as BM25, get NaN and a warning. ``validate="ignore"`` keeps PyTerrier from its own.
 
 Example:
     >>> import pandas as pd
@@ -18,6 +18,7 @@ Example:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -25,10 +26,16 @@ import ir_measures
 import pandas as pd
 
 
-def _make_reader(column: str) -> Callable[[pd.DataFrame, pd.DataFrame], float]:
+def _make_reader(name: str, column: str) -> Callable[[pd.DataFrame, pd.DataFrame], float]:
     """Return a function that reads the value that all rows of a query share, NaN if there is no such column."""
 
     def read(qrels: pd.DataFrame, run: pd.DataFrame) -> float:
+        if len(run) and column not in run:
+            warnings.warn(
+                f"{name} is NaN for a system without the column {column}. Retrievers of this package add it with "
+                "return_stats=True.",
+                stacklevel=2,
+            )
         return float(run[column].iloc[0]) if len(run) and column in run else float("nan")
 
     return read
@@ -36,7 +43,7 @@ def _make_reader(column: str) -> Callable[[pd.DataFrame, pd.DataFrame], float]:
 
 def _define_measure(name: str, column: str, description: str) -> Any:
     return ir_measures.define_byquery(
-        _make_reader(column),
+        _make_reader(name, column),
         name=name,
         support_cutoff=False,
         run_inputs=["query_id", "doc_id", "score", column],

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..encoders.base import Encoder
 from ..encoders.loading import check_encoder, load_recorded_encoder
 from ..encoders.stages import make_qnets, narrow_qnets
-from ..identity import ByArguments
+from ..identity import ByArguments, make_file_name
 from ..index.files import read_file_version, resolve_path
 from ..index.reader import IndexReader
 from ..qnet import QNets
@@ -38,6 +38,10 @@ class IndexTransformer(ByArguments):
     device: str = "auto"
     qnet_width: int | None = None
 
+    def __str__(self) -> str:
+        """Return the default name in :func:`pyterrier.Experiment`, which is also a name of a file for ``save_dir``."""
+        return make_file_name(repr(self))
+
     def get_parameter(self, name: str) -> Any:
         """Return the value of a constructor argument; see :meth:`pyterrier.Transformer.get_parameter`."""
         self._check_parameter(name)
@@ -55,6 +59,10 @@ class IndexTransformer(ByArguments):
         """
         self._check_parameter(name)
         setattr(self, "_index" if name == "index" else name, resolve_path(value) if name == "index" else value)
+
+    def subtransformers(self) -> dict[str, Any]:
+        """Return an empty dictionary, because index and model are not stages of a pipeline."""
+        return {}
 
     def _check_parameter(self, name: str) -> None:
         names = list(self._get_arguments())
@@ -143,6 +151,19 @@ def gather_vectors(reader: IndexReader, docids: np.ndarray) -> Tensor:
         (N, D) float32.
     """
     return torch.from_numpy(reader.vectors[docids].astype(np.float32))
+
+
+def check_docids(reader: IndexReader, docids: np.ndarray) -> None:
+    """Check that docids are of documents of an index.
+
+    Raises:
+        ValueError: If one of them is not.
+    """
+    if docids.size and not (0 <= docids.min() and docids.max() < reader.doc_count):
+        raise ValueError(
+            f"docids must be between 0 and {reader.doc_count - 1}, got {docids.min()} to {docids.max()}. Use docids of the "
+            f"index at {reader.path}."
+        )
 
 
 def check_model_fits(reader: IndexReader, model: Encoder) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 import pyterrier as pt
 
 from ..encoders.base import Encoder
-from ..identity import ByArguments
+from ..identity import ByArguments, make_file_name
 from .opened import get_index_path
 from .retriever import HypencoderRetriever
 
@@ -65,7 +65,11 @@ class IndexedPipeline(ByArguments, pt.Transformer):
         return pt.inspect.transformer_outputs(self.searcher, input_columns)
 
     def __repr__(self) -> str:
-        return f"({self.indexer} >> {self.searcher})"
+        return f"({self.indexer!r} >> {self.searcher!r})"
+
+    def __str__(self) -> str:
+        """Return the default name in :func:`pyterrier.Experiment`, which is also a name of a file for ``save_dir``."""
+        return make_file_name(f"({self.indexer!r}, {self.searcher!r})")
 
 
 def list_retrievers(pipeline: pt.Transformer) -> list[HypencoderRetriever]:

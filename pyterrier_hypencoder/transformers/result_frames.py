@@ -11,7 +11,7 @@ import pyterrier as pt
 
 from ..encoders.columns import group_rows, read_docnos
 from ..search.results import Results
-from .filters import FILTER_COLUMN
+from .filters import FILTER_COLUMNS
 
 RESULT_COLUMNS = ("docno", "docid", "score", "rank")
 # Columns of return_stats=True, with the value that stands for "not reported"; it also sets the dtype.
@@ -62,7 +62,7 @@ def split_candidates(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[list[str]]
         return frame, None
     groups = group_rows(frame) if len(frame) else []
     docnos = read_docnos(frame)
-    columns = [*pt.model.query_columns(frame), *(column for column in frame.columns if column == FILTER_COLUMN)]
+    columns = [*pt.model.query_columns(frame), *(column for column in frame.columns if column in FILTER_COLUMNS)]
     topics = frame[columns].iloc[[rows[0] for rows in groups]].reset_index(drop=True)
     return topics, [docnos[rows].tolist() for rows in groups]
 

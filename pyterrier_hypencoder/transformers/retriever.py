@@ -25,12 +25,14 @@ from ..search.graph import graph_search
 from ..search.results import Results
 from ..search.scan import Scan
 from ..search.surrogate import surrogate_search
+from .batches import search_in_batches
 from .example import build_example_index
-from .filters import count_allowed, find_allowed, read_filters
+from .filters import count_allowed
 from .opened import IndexTransformer
 from .result_frames import build_result_frame, check_topics, list_statistics, split_candidates
 from .scans import open_scan
 from .search_options import check_search_options
+from .signatures import check_option_names
 
 logger = logging.getLogger(__name__)
 
@@ -44,14 +46,14 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
     The options by group, in the order of the list below:
 
     - **Index and model**: ``index``, ``model``.
-    - **Results**: ``num_results``, ``batch_size``, ``return_stats``, ``verbose``.
+    - **Results**: ``num_results``, ``batch_size``, ``return_stats``, ``drop_query_vec``, ``verbose``.
     - **Algorithm**: ``algorithm``, ``entry_points``, ``seed``.
     - **Graph search**: ``initial_candidates``, ``n_candidates``, ``max_iter``, ``early_stop``, ``variant``, ``graph_k``.
     - **Surrogate search**: ``n_initial``, ``max_rounds``, ``n_per_round``, ``ridge``.
-    - **Filters**: ``allowed_docnos``.
+    - **Filters**: ``allowed_docnos``, ``excluded_docnos``, ``mask``, ``ignore_same_id``.
     - **Evaluation of q-nets**: ``device``, ``precision``, ``qnet_width``.
 
-    Options are checked when the retriever is used, so they may be set later, for example by :func:`pyterrier.GridScan`.
+    Options may also be set later, for example by :func:`pyterrier.GridScan`, and are checked again when they are used.
 
     Args:
         index: A :class:`HypencoderIndex` or its path. Omit it in ``indexer >> HypencoderRetriever()``, which sets it.
@@ -62,6 +64,7 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
             ``n_rounds``. ``surrogate`` and ``auto`` also add ``last_yield`` (see
             :mod:`pyterrier_hypencoder.search.surrogate`) and ``fell_back`` (True if the query was searched exhaustively
             because its q-net is too far from linear). :data:`NumScored` and :data:`NumRounds` make measures of them.
+        drop_query_vec: If True, leave the column ``query_vec`` out of the results.
         verbose: If True, show a progress bar.
         algorithm: The search algorithm. ``exhaustive`` scores all documents. ``graph`` is Algorithm 1 of the paper, a greedy
             search over the neighbour graph. ``surrogate`` fits a linear approximation of the q-net, scores its top
@@ -77,8 +80,8 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         early_stop: If True, ``graph`` stops for a query when a round does not improve its results.
         variant: The documents of a round that ``graph`` adds to the results. ``released`` adds the best
             ``max(n_candidates, num_results)`` like the released code, ``paper`` the best ``n_candidates``.
-        graph_k: Number of neighbours per document that ``graph`` follows. The index needs a neighbour graph with at least as
-            many; see :meth:`HypencoderIndex.corpus_graph`.
+        graph_k: Number of neighbours per document that ``graph`` follows. None uses 100, or all neighbours of the largest
+            graph of the index if it has fewer; see :meth:`HypencoderIndex.corpus_graph`.
         n_initial: Number of random entry points of ``surrogate``. None uses twice the number of dimensions and at least
             1,024, or 256 if the model also produces a query vector. A larger number helps queries whose relevant documents
             form several clusters.
@@ -88,8 +91,11 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
             least 250.
         ridge: Regularisation of the linear functions of ``surrogate``, relative to the mean variance of the vectors.
         allowed_docnos: Docnos that may be returned, for all queries. None allows all documents. A column of the same name in
-            the topics filters single queries (a collection of docnos per query, or None). If both are given, a document
-            must pass both. Docnos that the index does not contain are ignored.
+            the topics filters single queries (a collection of docnos per query, or None). A document must pass all filters.
+            Docnos that the index does not contain are ignored.
+        excluded_docnos: Docnos that must not be returned. A column of the same name filters single queries.
+        mask: Array with True or 1 for every docid that may be returned; :meth:`HypencoderIndex.mask` makes one of metadata.
+        ignore_same_id: If True, do not return a document whose docno is the qid, as the measures of ArguAna and Quora need.
         device: Device on which q-nets are evaluated: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda[:n]``.
         precision: Precision in which q-nets are evaluated: ``fp32``, ``bf16`` or ``auto`` (fp32, which keeps the ranking).
         qnet_width: Number of units of each hidden layer to evaluate, for Matryoshka models. None evaluates all units.
@@ -106,8 +112,7 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         2  q1    d2    1.0     2
     """
 
-    schematic = {"label": "Hypencoder"}
-
+    @check_option_names
     def __init__(
         self,
         index: Any = None,
@@ -116,6 +121,7 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         num_results: int = 1000,
         batch_size: int = 32,
         return_stats: bool = False,
+        drop_query_vec: bool = False,
         verbose: bool = False,
         algorithm: str = "exhaustive",
         entry_points: Collection[str] | None = None,
@@ -125,12 +131,15 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         max_iter: int = 16,
         early_stop: bool = True,
         variant: str = "released",
-        graph_k: int = 100,
+        graph_k: int | None = None,
         n_initial: int | None = None,
         max_rounds: int = 8,
         n_per_round: int | None = None,
         ridge: float = 0.05,
         allowed_docnos: Collection[str] | None = None,
+        excluded_docnos: Collection[str] | None = None,
+        mask: Any = None,
+        ignore_same_id: bool = False,
         device: str = "auto",
         precision: str = "auto",
         qnet_width: int | None = None,
@@ -140,6 +149,7 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         self.num_results = num_results
         self.batch_size = batch_size
         self.return_stats = return_stats
+        self.drop_query_vec = drop_query_vec
         self.verbose = verbose
         self.algorithm = algorithm
         self.entry_points = entry_points
@@ -155,9 +165,13 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         self.n_per_round = n_per_round
         self.ridge = ridge
         self.allowed_docnos = allowed_docnos
+        self.excluded_docnos = excluded_docnos
+        self.mask = mask
+        self.ignore_same_id = ignore_same_id
         self.device = device
         self.precision = precision
         self.qnet_width = qnet_width
+        check_search_options(self)
 
     @classmethod
     def example(cls) -> HypencoderRetriever:
@@ -184,15 +198,17 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
             FileNotFoundError: If there is no index, or no neighbour graph for ``graph``.
         """
         check_search_options(self)
+        scoring.resolve_device(self.device)
         check_topics(inp, allow_candidates=self.algorithm != "exhaustive")
         topics, candidates = split_candidates(inp)
+        kept = topics.drop(columns="query_vec", errors="ignore") if self.drop_query_vec else topics
         statistics = list_statistics(self.algorithm) if self.return_stats else {}
         if not len(topics):
-            return build_result_frame(topics, Results([], []), [], statistics)
+            return build_result_frame(kept, Results([], []), [], statistics)
 
         def search(reader: IndexReader) -> pd.DataFrame:
-            results = self._search(reader, topics, candidates)
-            return build_result_frame(topics, results, [reader.docnos.at(docids) for docids in results.docids], statistics)
+            results = search_in_batches(self, reader, topics, candidates)
+            return build_result_frame(kept, results, [reader.docnos.at(docids) for docids in results.docids], statistics)
 
         return self._read_index(search)
 
@@ -216,28 +232,10 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
             return None
         return pt.inspect.transformer_apply_attributes(self, num_results=k)
 
-    def subtransformers(self) -> dict[str, Any]:
-        """Return an empty dictionary, because index and model are not stages of a pipeline."""
-        return {}
-
-    def _search(self, reader: IndexReader, topics: pd.DataFrame, candidates: list[list[str]] | None) -> Results:
-        """Search for all topics, batch by batch."""
-        results = Results([], [])
-        allowed_for_all = None if self.allowed_docnos is None else find_allowed(reader, self.allowed_docnos)
-        with pt.tqdm(total=len(topics), unit="query", disable=not self.verbose) as progress:
-            for start in range(0, len(topics), self.batch_size):
-                rows = slice(start, start + int(self.batch_size))
-                batch = topics.iloc[rows]
-                found = self._search_batch(
-                    reader,
-                    batch,
-                    read_filters(reader, batch, allowed_for_all),
-                    None if candidates is None else candidates[rows],
-                    _count_as_queries(progress, len(batch) / reader.doc_count),
-                )
-                results = results.concat(found)
-                progress.update(start + len(batch) - progress.n)
-        return results
+    def schematic(self, *, input_columns: list[str] | None = None) -> dict[str, Any]:
+        """Return the label of the retriever in schematics: the class of the model and the algorithm."""
+        name = type(self.model).__name__ if isinstance(self.model, Encoder) else "Hypencoder"
+        return {"label": name if self.algorithm == "exhaustive" else f"{name} {self.algorithm}"}
 
     def _search_batch(
         self,
@@ -376,8 +374,3 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
 def _read_inner_product_version(reader: IndexReader) -> tuple[Any, ...]:
     """Return a value that changes if the index or its inner-product index is replaced."""
     return reader.version, read_file_version(reader.folder, FACTS_FILE)
-
-
-def _count_as_queries(progress: Any, queries_per_document: float) -> Callable[[int], object]:
-    """Return a callback that counts scored documents as a share of the queries of a batch."""
-    return lambda n_docs: progress.update(n_docs * queries_per_document)

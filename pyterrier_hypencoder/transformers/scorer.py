@@ -8,15 +8,18 @@ import numpy as np
 import pandas as pd
 import torch
 
+from .. import scoring
 from ..encoders.base import Encoder
-from ..encoders.columns import TextField, read_docnos
+from ..encoders.columns import TextField, list_text_fields, read_docnos
 from ..encoders.stages import TextScorer
 from ..index.files import resolve_path
 from ..index.reader import IndexReader
+from ..options import check_choice, check_positive
 from ..qnet import QNets
 from ..search.finite import NonFiniteScoreError, check_finite
 from .example import build_example_index
-from .opened import IndexTransformer, gather_vectors
+from .opened import IndexTransformer, check_docids, gather_vectors, get_index_path
+from .signatures import check_option_names
 
 
 class HypencoderScorer(IndexTransformer, TextScorer):
@@ -50,6 +53,7 @@ class HypencoderScorer(IndexTransformer, TextScorer):
 
     schematic = {"label": "HypencoderScorer"}
 
+    @check_option_names
     def __init__(
         self,
         index: Any = None,
@@ -72,6 +76,11 @@ class HypencoderScorer(IndexTransformer, TextScorer):
             verbose=verbose,
         )
         self._index = resolve_path(index)
+        list_text_fields(text_field)
+        check_positive("batch_size", batch_size)
+        check_choice("precision", precision, scoring.PRECISIONS)
+        scoring.parse_device(device)
+        get_index_path(self._index)
 
     @classmethod
     def example(cls) -> HypencoderScorer:
@@ -124,11 +133,7 @@ class HypencoderScorer(IndexTransformer, TextScorer):
         frame = pd.DataFrame({"query_vec": list(np.atleast_2d(query_vecs))})
 
         def score(reader: IndexReader) -> np.ndarray:
-            if docids.size and not (0 <= docids.min() and docids.max() < reader.doc_count):
-                raise ValueError(
-                    f"docids must be between 0 and {reader.doc_count - 1}, got {docids.min()} to {docids.max()}. Use docids "
-                    f"of the index at {reader.path}."
-                )
+            check_docids(reader, docids)
             qnets = self._make_fitting_qnets(reader, frame)
             vectors = gather_vectors(reader, docids)
             scores = self._score(qnets, vectors)

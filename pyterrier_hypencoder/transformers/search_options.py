@@ -8,6 +8,8 @@ from .. import scoring
 from ..options import check_choice, check_non_negative, check_number, check_positive, list_items
 from ..search.choose import ALGORITHMS
 from ..search.graph import VARIANTS
+from .filters import check_mask
+from .opened import get_index_path
 
 MIN_SURROGATE_DOCUMENTS = 16
 """Smallest number of documents for ``n_initial`` and ``n_per_round``: fewer do not determine a linear function."""
@@ -16,15 +18,19 @@ MIN_SURROGATE_DOCUMENTS = 16
 def check_search_options(retriever: Any) -> None:
     """Check the options of a :class:`pyterrier_hypencoder.HypencoderRetriever`.
 
+    The constructor calls this too, so the machine need not have the device yet.
+
     Raises:
         ValueError: If an option is not valid.
     """
     check_choice("algorithm", retriever.algorithm, ALGORITHMS)
     check_choice("precision", retriever.precision, scoring.PRECISIONS)
     check_choice("variant", retriever.variant, VARIANTS)
-    counts = ("num_results", "batch_size", "initial_candidates", "n_candidates", "max_iter", "graph_k", "max_rounds")
+    counts = ("num_results", "batch_size", "initial_candidates", "n_candidates", "max_iter", "max_rounds")
     for name in counts:
         check_positive(name, getattr(retriever, name))
+    if retriever.graph_k is not None:
+        check_positive("graph_k", retriever.graph_k)
     for name in ("n_initial", "n_per_round"):
         if getattr(retriever, name) is not None:
             check_positive(name, getattr(retriever, name), MIN_SURROGATE_DOCUMENTS)
@@ -32,4 +38,7 @@ def check_search_options(retriever: Any) -> None:
     check_number("ridge", retriever.ridge, 1e-4)
     if retriever.entry_points is not None and not list_items("entry_points", retriever.entry_points, str, "docnos"):
         raise ValueError(f"entry_points must be a collection with at least one docno, got {retriever.entry_points!r}.")
-    scoring.resolve_device(retriever.device)
+    scoring.parse_device(retriever.device)
+    if retriever.mask is not None:
+        check_mask(retriever.mask)
+    get_index_path(retriever._index)

@@ -10,8 +10,10 @@ import pyterrier as pt
 
 from ..encoders.columns import read_docnos
 from ..index.files import resolve_path
+from ..index.reader import IndexReader
 from .example import build_example_index
-from .opened import IndexTransformer, gather_vectors
+from .opened import IndexTransformer, check_docids, gather_vectors
+from .signatures import check_option_names
 
 
 class VecLoader(IndexTransformer, pt.Transformer):
@@ -33,6 +35,7 @@ class VecLoader(IndexTransformer, pt.Transformer):
     schematic = {"label": "VecLoader"}
     model = None
 
+    @check_option_names
     def __init__(self, index: Any) -> None:
         self._index = resolve_path(index)
 
@@ -45,26 +48,34 @@ class VecLoader(IndexTransformer, pt.Transformer):
         """Add the vectors.
 
         Args:
-            inp: A frame with ``docno``.
+            inp: A frame with ``docno``, or only ``docid``. If there are both, ``docno`` decides, because the docids may be
+                those of another index.
 
         Returns:
             All columns and ``doc_vec``.
 
         Raises:
-            pt.validate.InputValidationError: If there is no column ``docno``.
-            ValueError: If the index does not contain a docno.
+            pt.validate.InputValidationError: If there is neither ``docno`` nor ``docid``.
+            ValueError: If the index does not contain a document.
         """
-        pt.validate.columns(inp, includes=["docno"])
+        with pt.validate.any(inp) as modes:
+            modes.columns(includes=["docno"])
+            modes.columns(includes=["docid"])
         vectors: list[np.ndarray] = []
         if len(inp):
-            docnos = read_docnos(inp)
-            vectors = self._read_index(lambda reader: list(gather_vectors(reader, reader.docnos.require(docnos)).numpy()))
+            vectors = self._read_index(lambda reader: list(gather_vectors(reader, _find_docids(reader, inp)).numpy()))
         return inp.assign(doc_vec=pd.Series(vectors, index=inp.index, dtype=object))
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer:
         """Apply the cutoff first, so only the vectors of the remaining documents are loaded."""
         return pt.RankCutoff(k) >> self
 
-    def subtransformers(self) -> dict[str, Any]:
-        """Return an empty dictionary, because the index is not a stage of a pipeline."""
-        return {}
+
+def _find_docids(reader: IndexReader, frame: pd.DataFrame) -> np.ndarray:
+    if "docno" in frame.columns:
+        return reader.docnos.require(read_docnos(frame))
+    docids = frame["docid"].to_numpy()
+    if docids.dtype.kind not in "iu":
+        raise ValueError(f"docid must contain integers, got {frame['docid'].iloc[0]!r}. Convert the column with .astype(int).")
+    check_docids(reader, docids)
+    return docids

@@ -69,6 +69,30 @@ def test_more_neighbours_than_a_graph_has_are_an_error(small):
 # Using a graph
 
 
+def test_to_limit_k_returns_the_same_graph_with_fewer_neighbours(small):
+    graph = build_graph(small, 6)
+    fewer = graph.to_limit_k(2)
+    assert fewer == open_graph(small, 2) and fewer.k == 2 and graph.k == 6
+    np.testing.assert_array_equal(fewer.edges_data, graph.edges_data[:, :2])
+    np.testing.assert_array_equal(fewer.neighbours("d7"), graph.neighbours("d7")[:2])
+    with pytest.raises(ValueError, match="k must be at most 2, the neighbours of this graph, got 3"):
+        fewer.to_limit_k(3)
+    with pytest.raises(ValueError, match="k must be a positive integer, got 0"):
+        graph.to_limit_k(0)
+
+
+def test_default_graph_is_the_one_that_is_there(tmp_path):
+    reader = write_index(tmp_path / "x.hyp", make_clusters(160))
+    with pytest.raises(FileNotFoundError, match=r"got no graph. Build one with .*corpus_graph\(100\)"):
+        open_graph(reader, None)
+    assert not has_graph(reader, None)
+    for k in (3, 7):
+        build_graph(reader, k)
+    assert has_graph(reader, None) and open_graph(reader, None).k == 7
+    build_graph(reader, 120)
+    assert open_graph(reader, None).k == 100
+
+
 def test_neighbours_accepts_docids_and_docnos(small):
     graph = build_graph(small, 4)
     np.testing.assert_array_equal(graph.neighbours(7), graph.edges_data[7])

@@ -158,7 +158,8 @@ def test_other_files_at_the_path_are_an_error(tmp_path, kind):
     if kind == "files":
         (path / "notes.txt").write_text("mine")
     assert not is_index(path)
-    with pytest.raises(ValueError, match="is not an index: it has no pt_meta.json. Check the path"):
+    message = "must be the directory of an index, got a file. A package" if kind == "file" else "it has no pt_meta.json. Check"
+    with pytest.raises(ValueError, match=message):
         IndexReader(path)
 
 

@@ -7,10 +7,11 @@ import pickle
 import numpy as np
 import pandas as pd
 import pytest
-from result_checks import assert_same_ranking
+from result_checks import assert_same_ranking, count_calls, list_runs
 
 from pyterrier_hypencoder import HypencoderIndexer, HypencoderRetriever
-from pyterrier_hypencoder.transformers.filters import count_allowed, find_allowed, read_filters
+from pyterrier_hypencoder.index.docnos import Docnos
+from pyterrier_hypencoder.transformers.filters import Filter, count_allowed, find_allowed, read_filters
 
 EVERYTHING = {f"d{i:03}" for i in range(120)}
 SOME = {f"d{i:03}" for i in range(0, 120, 3)}
@@ -91,6 +92,107 @@ def test_numeric_docnos_are_found(model, docs, topics, tmp_path):
     assert set(index.retriever(model, allowed_docnos=["7", "11"])(topics)["docno"]) == {"7", "11"}
 
 
+# Exclude lists, masks, metadata
+
+
+@pytest.mark.parametrize("drop_up_to", [1000, 0], ids=["few are dropped", "many become a filter"])
+@pytest.mark.parametrize("algorithm", ["exhaustive", "surrogate", "graph"])
+def test_excluded_documents_are_replaced_by_the_next_ones(
+    index_with_graph, model, topics, full, monkeypatch, algorithm, drop_up_to
+):
+    monkeypatch.setattr("pyterrier_hypencoder.transformers.filters.DROP_UP_TO", drop_up_to)
+    excluded = set(full[full["rank"] < 3]["docno"])
+    allowed = filter_ranking(index_with_graph.retriever(model), topics, [EVERYTHING - excluded] * 5)
+    mixed = pd.concat([allowed[allowed["qid"] != "q4"], full[full["qid"] == "q4"]])
+    per_query = topics.assign(excluded_docnos=[excluded] * 4 + [None])
+    for options, frame, expected in (({"excluded_docnos": excluded}, topics, allowed), ({}, per_query, mixed)):
+        # All documents are entry points, so every algorithm finds the best ones.
+        search = index_with_graph.retriever(model, algorithm=algorithm, num_results=7, n_initial=120, **options)
+        found = search(frame).drop(columns="excluded_docnos", errors="ignore")
+        assert_same_ranking(found, expected[expected["rank"] < 7])
+
+
+def test_exclude_list_and_allowed_docnos_must_both_be_passed(retriever, topics):
+    retriever.allowed_docnos, retriever.excluded_docnos = ["d001", "d002", "d003"], ["d002", "d050", "not a docno"]
+    assert set(retriever(topics)["docno"]) == {"d001", "d003"}
+
+
+def test_ignore_same_id_drops_the_document_that_is_the_query(index, model, topics, full):
+    best = full[full["rank"] == 0].set_index("qid")["docno"]
+    named = topics.assign(qid=[f"q{i}" for i in range(5)])
+    named["qid"] = [*best.loc[topics["qid"]].tolist()[:1], *topics["qid"][1:]]
+    found = index.retriever(model, num_results=5, ignore_same_id=True)(named)
+    plain = index.retriever(model, num_results=6)(named)
+    own = plain["qid"] == plain["docno"]
+    assert own.sum() == 1
+    expected = plain[~own & ((plain["rank"] < 5) | (plain["qid"] == named["qid"][0]))]
+    assert list_runs(found) == list_runs(expected)
+    assert found.groupby("qid")["rank"].apply(list).tolist() == [list(range(5))] * 5
+
+
+@pytest.mark.parametrize("kind", [np.array, list, pd.Series, lambda mask: np.array(mask, np.int8)])
+def test_mask_keeps_the_documents_with_true(retriever, topics, kind):
+    expected = filter_ranking(retriever, topics, [SOME] * 5)
+    retriever.mask = kind([docid % 3 == 0 for docid in range(120)])
+    assert_same_ranking(retriever(topics), expected)
+    retriever.allowed_docnos = {"d000", "d001"}
+    assert set(retriever(topics)["docno"]) == {"d000"}
+
+
+@pytest.mark.parametrize(
+    "mask", ["d001", [0.5] * 120, [2] * 120, [["d001"]], True, np.ones((2, 60), bool), ["d001"]], ids=repr
+)
+def test_mask_that_is_not_binary_is_refused_by_the_constructor(index, mask):
+    with pytest.raises(ValueError, match="mask must be an array with True or False for every docid, got"):
+        index.retriever(mask=mask)
+
+
+def test_mask_of_another_length_is_refused(retriever, topics):
+    retriever.mask = [True] * 5
+    with pytest.raises(ValueError, match=r"mask must have one value for each of the 120 documents of .*, got 5\."):
+        retriever(topics)
+
+
+def test_masks_with_as_many_documents_have_different_names(index):
+    one, two = (index.retriever(mask=np.arange(120) % 3 == i) for i in (0, 1))
+    assert one != two and repr(one) != repr(two) and "mask=<40 of 120, " in repr(one)
+    assert one == index.retriever(mask=np.arange(120) % 3 == 0) and hash(one) != hash(two)
+
+
+def test_metadata_and_an_expression_make_a_mask(index, model, topics):
+    books = pd.DataFrame({"docno": [f"d{i:03}" for i in range(119, 60, -1)], "year": range(1961, 2020), "kind": "novel"})
+    books = pd.concat([books, pd.DataFrame({"docno": ["elsewhere"], "year": [2019], "kind": [None]})], ignore_index=True)
+    mask = index.mask(books, "year >= 2017 and kind == 'novel'")
+    assert np.flatnonzero(mask).tolist() == [61, 62, 63]
+    assert set(index.retriever(model, mask=mask)(topics)["docno"]) == {"d061", "d062", "d063"}
+    assert np.flatnonzero(index.mask(books, "kind == 'novel' & year == 1961")).tolist() == [119]
+
+
+@pytest.mark.parametrize("where", ["year > ", "yaer == 2000", "year + 1", "1 == 1", 5, "@x > 1", "kind > 3"])
+def test_metadata_expression_that_is_no_condition_is_refused(index, where):
+    books = pd.DataFrame({"docno": ["d001"], "year": [2000], "kind": ["novel"]})
+    with pytest.raises(ValueError, match="where must be .* over the columns docno, year, kind, got"):
+        index.mask(books, where)
+
+
+@pytest.mark.parametrize("metadata", [pd.DataFrame({"id": ["d001"]}), [{"docno": "d001"}]], ids=["frame", "list"])
+def test_metadata_without_docnos_are_refused(index, metadata):
+    with pytest.raises(ValueError, match="metadata must be a frame with a column docno, got"):
+        index.mask(metadata, "id == 'd001'")
+
+
+def test_filters_are_resolved_once_per_index_and_filter(retriever, topics, monkeypatch):
+    retriever.allowed_docnos, retriever.excluded_docnos = set(SOME), ["d003"]
+    calls = count_calls(monkeypatch, Docnos, "find")
+    first = retriever(topics)
+    assert len(calls) == 2
+    for _ in range(3):
+        pd.testing.assert_frame_equal(retriever(topics), first)
+    assert len(calls) == 2
+    retriever.allowed_docnos.discard("d000")  # a change in place counts as another filter
+    assert "d000" not in set(retriever(topics)["docno"]) and len(calls) == 4
+
+
 # Functions
 
 
@@ -104,18 +206,40 @@ def test_find_allowed_returns_ascending_unique_docids(reader):
     assert find_allowed(reader, []).tolist() == []
 
 
-def test_read_filters_returns_none_for_queries_without_filter(reader, topics):
-    assert read_filters(reader, topics) == [None] * 5
+def show(filters: list[Filter]) -> list[tuple[list[int] | None, list[int]]]:
+    return [(None if f.allowed is None else f.allowed.tolist(), f.excluded.tolist()) for f in filters]
+
+
+def test_read_filters_sets_no_limit_for_empty_cells(reader, topics):
+    assert show(read_filters(reader, topics, Filter())) == [(None, [])] * 5
     column = pd.Series([["d003", "d001"], None, [], ["unknown"], np.nan], dtype=object)
-    found = read_filters(reader, topics.assign(allowed_docnos=column))
-    assert [None if docids is None else docids.tolist() for docids in found] == [[1, 3], None, [], [], None]
+    found = show(read_filters(reader, topics.assign(allowed_docnos=column), Filter()))
+    assert found == [([1, 3], []), (None, []), ([], []), ([], []), (None, [])]
+    found = show(read_filters(reader, topics.assign(excluded_docnos=column), Filter()))
+    assert found == [(None, [1, 3]), (None, []), (None, []), (None, []), (None, [])]
 
 
-def test_read_filters_intersects_column_and_option(reader, topics):
+def test_read_filters_intersects_columns_and_options(reader, topics):
     column = pd.Series([["d003", "d001"], None, [], ["d002"], None], dtype=object)
-    found = read_filters(reader, topics.assign(allowed_docnos=column), np.array([0, 1, 2]))
-    assert [docids.tolist() for docids in found] == [[1], [0, 1, 2], [], [2], [0, 1, 2]]
-    assert [docids.tolist() for docids in read_filters(reader, topics, np.array([5]))] == [[5]] * 5
+    some = Filter(np.array([0, 1, 2]))
+    found = read_filters(reader, topics.assign(allowed_docnos=column), some)
+    assert [docids for docids, _ in show(found)] == [[1], [0, 1, 2], [], [2], [0, 1, 2]]
+    found = read_filters(reader, topics.assign(excluded_docnos=column), some)
+    assert show(found) == [([0, 2], []), ([0, 1, 2], []), ([0, 1, 2], []), ([0, 1], []), ([0, 1, 2], [])]
+    assert show(read_filters(reader, topics, Filter(np.array([5])))) == [([5], [])] * 5
+
+
+def test_long_exclude_list_becomes_the_other_documents(reader, topics, monkeypatch):
+    monkeypatch.setattr("pyterrier_hypencoder.transformers.filters.DROP_UP_TO", 2)
+    column = pd.Series([[f"d{i:03}" for i in range(117)], ["d001", "d002"], None, None, None], dtype=object)
+    found = show(read_filters(reader, topics.assign(excluded_docnos=column), Filter()))
+    assert found[:3] == [([117, 118, 119], []), (None, [1, 2]), (None, [])]
+
+
+def test_queries_that_share_a_collection_resolve_it_once(reader, topics, monkeypatch):
+    calls = count_calls(monkeypatch, Docnos, "find")
+    read_filters(reader, topics.assign(allowed_docnos=[SOME] * 5), Filter())
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize(

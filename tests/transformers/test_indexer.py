@@ -258,10 +258,15 @@ class CountingStream:
     ],
     ids=str,
 )
-def test_invalid_options_are_found_before_the_stream_is_read(tmp_path, options):
+def test_invalid_options_are_found_by_the_constructor_and_before_the_stream_is_read(tmp_path, options):
     stream = CountingStream(make_texts())
-    with pytest.raises(ValueError, match=f"{'k' if 'graph_k' in options else next(iter(options))} must be"):
-        HypencoderIndexer(**{"path": tmp_path / "x.hyp", "model": FakeModel(), **options}).index(stream)
+    message = f"{'k' if 'graph_k' in options else next(iter(options))} must be"
+    with pytest.raises(ValueError, match=message):
+        HypencoderIndexer(**{"path": tmp_path / "x.hyp", "model": FakeModel(), **options})
+    indexer = HypencoderIndexer(tmp_path / "x.hyp", FakeModel())
+    setattr(indexer, *next(iter(options.items())))
+    with pytest.raises(ValueError, match=message):
+        indexer.index(stream)
     assert stream.read == 0 and not list(tmp_path.iterdir())
 
 

@@ -24,9 +24,10 @@ def test_num_scored_and_num_rounds_are_measures_of_an_experiment(index, model, t
     assert table["NumScored"].tolist()[1] <= 240
 
 
-def test_systems_without_statistics_have_nan(index, model, topics, qrels):
+def test_systems_without_statistics_have_nan_and_a_warning_that_names_the_option(index, model, topics, qrels):
     systems = [index.retriever(model), index.retriever(model, return_stats=True)]
-    table = pt.Experiment(systems, topics, qrels, [NumScored, NumRounds], names=["without", "with"], validate="ignore")
+    with pytest.warns(UserWarning, match="NumScored is NaN for a system without the column n_scored. .* return_stats=True"):
+        table = pt.Experiment(systems, topics, qrels, [NumScored, NumRounds], names=["without", "with"], validate="ignore")
     assert table["NumScored"].isna().tolist() == [True, False]
     assert table["NumRounds"].isna().tolist() == [True, False]
 

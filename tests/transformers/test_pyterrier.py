@@ -15,9 +15,18 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 import pytest
+from pyterrier.io import ok_filename
 from result_checks import assert_same_results, count_calls, score_by_document
 
-from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndexer, HypencoderRetriever, HypencoderScorer
+from pyterrier_hypencoder import (
+    BiEncoder,
+    Hypencoder,
+    HypencoderIndex,
+    HypencoderIndexer,
+    HypencoderRetriever,
+    HypencoderScorer,
+)
+from pyterrier_hypencoder.search.choose import ALGORITHMS
 from pyterrier_hypencoder.transformers.vec_loader import VecLoader
 
 METRICS = [ir_measures.nDCG @ 10, ir_measures.RR, ir_measures.R @ 50]
@@ -162,6 +171,22 @@ def test_experiment_saves_runs_and_reuses_them(systems, topics, qrels, tmp_path)
     pd.testing.assert_frame_equal(pt.Experiment(broken, topics, qrels, METRICS, **options), expected)
 
 
+def test_default_names_of_transformers_are_names_of_files(index, model, bm25, topics, qrels, tmp_path):
+    long = [f"d{i:03}" for i in range(100)]
+    systems = [
+        index.retriever(model),
+        index.retriever(model, num_results=5),
+        index.retriever(Hypencoder(model.name_or_path, device="cpu", query_max_length=31), allowed_docnos=long),
+        index.retriever(model, mask=np.arange(120) % 2 == 0, excluded_docnos=["a/b", 'c"d', "e:f"], entry_points=long[:3]),
+        HypencoderIndexer(index.path, model) >> HypencoderRetriever() % 10 >> index.scorer(model),
+    ]
+    (tmp_path / "runs").mkdir()
+    table = pt.Experiment(systems, topics, qrels, METRICS, save_dir=str(tmp_path / "runs"))
+    assert list(table["name"]) == list(map(str, systems))
+    assert {path.name for path in (tmp_path / "runs").glob("*.res.gz")} == {f"{system}.res.gz" for system in systems}
+    assert [repr(system) for system in systems if ok_filename(repr(system))] == []
+
+
 def test_experiment_validation_refuses_impossible_pipelines(index, model, topics, qrels):
     for impossible in (index.scorer(model), index.retriever(model) >> index.retriever(model), model.query_encoder()):
         with pytest.raises(ValueError, match="Validation Report"):
@@ -288,6 +313,13 @@ def test_objects_of_equal_arguments_are_equal(index, model, topics, docs, name):
         {"allowed_docnos": pd.Index(["d001"])},
         {"allowed_docnos": np.array(["d001"])},
         {"allowed_docnos": {"d001": 1}.keys()},
+        {"excluded_docnos": ["d001"]},
+        {"mask": [True, False]},
+        {"mask": np.array([True, False])},
+        {"mask": np.array([False, True])},
+        {"ignore_same_id": True},
+        {"drop_query_vec": True},
+        {"graph_k": 100},
         {"verbose": True},
         {"index": "other.hyp"},
         {"model": Hypencoder("nobody/something")},
@@ -326,7 +358,7 @@ def test_representation_is_short_and_shows_non_default_arguments():
         model,
         pipeline,
     ):
-        assert len(repr(short)) < 200 and "\n" not in repr(short) and repr(short) == str(short)
+        assert len(repr(short)) < 200 and "\n" not in repr(short)
     for docnos in (
         list("abcde"),
         np.arange(50).astype(str),
@@ -345,6 +377,8 @@ MODEL = Hypencoder("nobody/nothing")
 
 TRANSFORMERS = {
     "retriever": HypencoderRetriever("nowhere.hyp", MODEL),
+    "graph retriever": HypencoderRetriever("nowhere.hyp", MODEL, algorithm="graph"),
+    "retriever without vectors": HypencoderRetriever("nowhere.hyp", drop_query_vec=True, ignore_same_id=True),
     "unbound retriever": HypencoderRetriever(),
     "scorer": HypencoderScorer("nowhere.hyp", MODEL),
     "scorer of text": HypencoderScorer(model=MODEL, text_field=["title", "body"]),
@@ -363,6 +397,9 @@ TRANSFORMERS = {
 RANKED = ["docno", "docid", "score", "rank"]
 
 
+TestIndex = pt.testing.transformer_test_class(lambda: HypencoderIndex("nowhere.hyp"))
+TestEncoderBeforeIndex = pt.testing.transformer_test_class(lambda: MODEL >> HypencoderIndex("nowhere.hyp"))
+TestGraphRetriever = pt.testing.transformer_test_class(lambda: TRANSFORMERS["graph retriever"])
 TestRetriever = pt.testing.transformer_test_class(lambda: TRANSFORMERS["retriever"])
 TestUnboundRetriever = pt.testing.transformer_test_class(lambda: TRANSFORMERS["unbound retriever"])
 TestScorer = pt.testing.transformer_test_class(lambda: TRANSFORMERS["scorer"])
@@ -380,6 +417,8 @@ TestLongerPipeline = pt.testing.transformer_test_class(lambda: TRANSFORMERS["lon
     [
         ("retriever", ["qid", "query"], ["qid", "query", *RANKED]),
         ("retriever", ["qid", "query_vec"], ["qid", "query_vec", *RANKED]),
+        ("graph retriever", ["qid", "query"], ["qid", "query", *RANKED]),
+        ("retriever without vectors", ["qid", "query"], ["qid", "query", *RANKED]),
         ("unbound retriever", ["qid", "query"], ["qid", "query", *RANKED]),
         ("scorer", ["qid", "docno", "query"], ["qid", "docno", "query", "score", "rank"]),
         ("scorer", ["qid", "docno", "query_vec"], ["qid", "docno", "query_vec", "score", "rank"]),
@@ -393,6 +432,7 @@ TestLongerPipeline = pt.testing.transformer_test_class(lambda: TRANSFORMERS["lon
         ("document encoder", ["text"], ["text", "doc_vec"]),
         ("query encoder", ["query"], ["query", "query_vec"]),
         ("vector loader", ["docno"], ["docno", "doc_vec"]),
+        ("vector loader", ["docid"], ["docid", "doc_vec"]),
         ("pipeline", ["qid", "query"], ["qid", "query", *RANKED]),
         ("longer pipeline", ["qid", "query_vec"], ["qid", "query_vec", *RANKED]),
     ],
@@ -428,6 +468,16 @@ def test_applied_attributes_replace_arguments():
 @pytest.mark.parametrize("name", [name for name in TRANSFORMERS if "pipeline" not in name])
 def test_transformers_have_no_subtransformers(name):
     assert pt.inspect.subtransformers(TRANSFORMERS[name]) == {}
+
+
+def test_schematics_tell_searches_and_models_apart():
+    def label(model, algorithm: str) -> str:
+        return pt.schematic.transformer_schematic(HypencoderRetriever("x.hyp", model, algorithm=algorithm))["label"]
+
+    labels = [label(model, algorithm) for model in (MODEL, BiEncoder("nobody/nothing")) for algorithm in ALGORITHMS]
+    assert len(set(labels)) == 2 * len(ALGORITHMS) and max(map(len, labels)) <= 20
+    assert label(MODEL, "exhaustive") == label(None, "exhaustive") == "Hypencoder"
+    assert label(MODEL, "graph") == "Hypencoder graph" and label(BiEncoder("a"), "graph") == "BiEncoder graph"
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)

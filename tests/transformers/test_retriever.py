@@ -246,8 +246,25 @@ def test_options_are_checked_first_and_for_empty_frames(index, model):
 
 
 def test_constructor_does_no_work():
-    retriever = HypencoderRetriever("nowhere.hyp", Hypencoder("nobody/nothing"), num_results=-5, device="abacus")
-    assert (retriever.num_results, retriever.device) == (-5, "abacus")
+    retriever = HypencoderRetriever("nowhere.hyp", Hypencoder("nobody/nothing"), num_results=5, device="cuda:99")
+    assert (retriever.num_results, retriever.device) == (5, "cuda:99")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("num_results", -5),
+        ("device", "abacus"),
+        ("algorithm", "guess"),
+        ("precision", "fp64"),
+        ("variant", "mine"),
+        ("index", 5),
+        ("ridge", 0.0),
+    ],
+)
+def test_invalid_options_are_refused_by_the_constructor(option, value):
+    with pytest.raises(ValueError, match=f"{option} must be"):
+        HypencoderRetriever(**{option: value})
 
 
 def test_options_are_keyword_only(index, model):

@@ -39,6 +39,27 @@ def test_vec_loader_of_an_empty_frame_adds_the_column():
     assert list(found.columns) == ["docno", "doc_vec"] and len(found) == 0
 
 
+def test_vec_loader_takes_docids_without_docnos(index):
+    found = index.vec_loader()(pd.DataFrame({"docid": [119, 0, 119]}, index=[3, 1, 3]))
+    assert list(found.columns) == ["docid", "doc_vec"] and found.index.tolist() == [3, 1, 3]
+    np.testing.assert_array_equal(np.stack(found["doc_vec"]), index.vectors[[119, 0, 119]].astype(np.float32))
+
+
+def test_vec_loader_prefers_docnos_to_docids(index):
+    """The docids may be those of another index, such as that of BM25."""
+    found = index.vec_loader()(pd.DataFrame({"docno": ["d001"], "docid": [7]}))
+    np.testing.assert_array_equal(found["doc_vec"][0], index.vectors[1])
+
+
+@pytest.mark.parametrize(
+    ("docid", "message"),
+    [(120, "docids must be between 0 and 119"), (-1, "docids must be"), (1.0, "integers, got"), ("1", "integers, got")],
+)
+def test_vec_loader_refuses_docids_that_are_no_documents(index, docid, message):
+    with pytest.raises(ValueError, match=message):
+        index.vec_loader()(pd.DataFrame({"docid": [docid]}))
+
+
 def test_vec_loader_names_unknown_docnos(index):
     with pytest.raises(ValueError, match="unknown docnos: nope"):
         index.vec_loader()(pd.DataFrame({"docno": ["d001", "nope"]}))

@@ -1,0 +1,59 @@
+"""Search for all topics, batch by batch, with the filters of each query."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import pyterrier as pt
+
+from ..index.reader import IndexReader
+from ..search.results import Results
+from .filters import drop_excluded, make_filter_key, read_filters, resolve_options
+
+
+def search_in_batches(
+    retriever: Any, reader: IndexReader, topics: pd.DataFrame, candidates: list[list[str]] | None
+) -> Results:
+    """Search for all topics.
+
+    Args:
+        retriever: A :class:`pyterrier_hypencoder.HypencoderRetriever`. Its filters are resolved once per index.
+        reader: The index.
+        topics: One row per query.
+        candidates: For each query docnos to start from, or None.
+    """
+    results = Results([], [])
+    options = (retriever.allowed_docnos, retriever.excluded_docnos, retriever.mask)
+    for_all = retriever._open("filter", make_filter_key(reader, *options), lambda: resolve_options(reader, *options))
+    with pt.tqdm(total=len(topics), unit="query", disable=not retriever.verbose) as progress:
+        for start in range(0, len(topics), retriever.batch_size):
+            rows = slice(start, start + int(retriever.batch_size))
+            batch = topics.iloc[rows]
+            filters = read_filters(reader, batch, for_all, ignore_same_id=retriever.ignore_same_id)
+            n_dropped = max(len(f.excluded) for f in filters)
+            found = _request_more(retriever, n_dropped)._search_batch(
+                reader,
+                batch,
+                [f.allowed for f in filters],
+                None if candidates is None else candidates[rows],
+                _count_as_queries(progress, len(batch) / reader.doc_count),
+            )
+            results = results.concat(drop_excluded(found, filters, retriever.num_results) if n_dropped else found)
+            progress.update(start + len(batch) - progress.n)
+    return results
+
+
+def _request_more(retriever: Any, number: int) -> Any:
+    """Return a retriever with the same opened files that finds more results."""
+    if not number:
+        return retriever
+    more = object.__new__(type(retriever))
+    more.__dict__.update(retriever.__dict__, num_results=int(retriever.num_results) + number)
+    return more
+
+
+def _count_as_queries(progress: Any, queries_per_document: float) -> Callable[[int], object]:
+    """Return a callback that counts scored documents as a share of the queries of a batch."""
+    return lambda n_docs: progress.update(n_docs * queries_per_document)
