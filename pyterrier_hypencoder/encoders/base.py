@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyterrier as pt
 import torch
 from torch import Tensor, nn
@@ -41,8 +42,15 @@ class _Loaded:
     prefixes: dict[str, str]  # text before every query and document
 
 
-class Encoder(ByArguments):
-    """Base class of :class:`Hypencoder` and :class:`BiEncoder`. Networks are loaded on first use."""
+class Encoder(ByArguments, pt.Transformer):
+    """Base class of :class:`Hypencoder` and :class:`BiEncoder`. Networks are loaded on first use.
+
+    An encoder is a transformer. The columns of a frame decide what it does:
+
+    - ``query`` gets ``query_vec``, as by :meth:`query_encoder`.
+    - ``text`` gets ``doc_vec``, as by :meth:`doc_encoder`.
+    - A result frame with queries and documents gets scores, as by :meth:`text_scorer`.
+    """
 
     name_or_path: str
     device: str
@@ -53,6 +61,30 @@ class Encoder(ByArguments):
     verbose: bool
     revision: str | None
     trust_remote_code: bool
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Encode queries, encode documents, or score documents, depending on the columns.
+
+        Args:
+            inp: A frame with ``query``, with ``text``, or with ``qid``, ``docno``, a query and a document.
+        """
+        queries, documents = ["query", "query_vec"], ["text", "doc_vec"]
+        with pt.validate.any(inp) as modes:
+            for query in queries:
+                for document in documents:
+                    modes.result_frame(extra_columns=[query, document], mode="score")
+            modes.columns(includes=["query"], excludes=documents, mode="query")
+            modes.columns(includes=["text"], excludes=queries, mode="document")
+        stages = {"score": self.text_scorer, "query": self.query_encoder, "document": self.doc_encoder}
+        return stages[str(modes.mode)]().transform(inp)
+
+    def transform_inputs(self) -> list[list[str]]:
+        """Return the columns of a query frame, of documents, and of a result frame, for schematics and inspection."""
+        return [["qid", "query"], ["docno", "text"], ["qid", "docno", "query", "text"]]
+
+    def subtransformers(self) -> dict[str, Any]:
+        """Return nothing, because networks are not stages."""
+        return {}
 
     @property
     def vec_size(self) -> int:
