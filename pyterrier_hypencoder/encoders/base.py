@@ -75,8 +75,9 @@ class Encoder(ByArguments, pt.Transformer):
                     modes.result_frame(extra_columns=[query, document], mode="score")
             modes.columns(includes=["query"], excludes=documents, mode="query")
             modes.columns(includes=["text"], excludes=queries, mode="document")
-        stages = {"score": self.text_scorer, "query": self.query_encoder, "document": self.doc_encoder}
-        return stages[str(modes.mode)]().transform(inp)
+        if modes.mode == "score":
+            return self.text_scorer().transform(inp)
+        return (self.query_encoder() if modes.mode == "query" else self.doc_encoder()).transform(inp)
 
     def transform_inputs(self) -> list[list[str]]:
         """Return the columns of a query frame, of documents, and of a result frame, for schematics and inspection."""
@@ -255,7 +256,7 @@ class Encoder(ByArguments, pt.Transformer):
         Args:
             skip: Further arguments to leave out.
         """
-        defaults = {a.name: a.init_default_value for a in pt.inspect.transformer_attributes(self)}  # type: ignore[arg-type]
+        defaults = {a.name: a.init_default_value for a in pt.inspect.transformer_attributes(self)}
         skip = ("name_or_path", "revision", *skip)
         return {key: value for key, value in self._get_arguments().items() if key not in skip and value != defaults[key]}
 
