@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,12 @@ from ..identity import ByArguments
 from ..options import check_choice, check_positive
 from ..qnet import QNets, QNetSpec
 from ..scoring import resolve_device
-from . import checkpoint, hub
+from . import checkpoint, hub, saving
 from .building import run_on
 from .columns import TextField, check_text, list_texts
 from .dense_settings import DenseSettings
+from .model_card import TRAINING_FILE, make_card
+from .model_files import read_json
 from .stages import DocEncoder, QueryEncoder, TextScorer
 from .tokenization import TextTokenizer
 from .tokenizer_files import check_vocabulary
@@ -259,6 +263,77 @@ class Encoder(ByArguments, pt.Transformer):
         defaults = {a.name: a.init_default_value for a in pt.inspect.transformer_attributes(self)}
         skip = ("name_or_path", "revision", *skip)
         return {key: value for key, value in self._get_arguments().items() if key not in skip and value != defaults[key]}
+
+    def save_pretrained(self, directory: str | os.PathLike[str], *, card: bool | Mapping[str, Any] = False) -> Path:
+        """Save the model as a folder that this class loads without any other file.
+
+        A bi-encoder with one transformer becomes a folder that sentence-transformers, ``AutoModel`` of transformers, and
+        pyterrier_dr load too.
+
+        Args:
+            directory: Directory to write. It must not exist, or be empty.
+            card: If True, write a model card (``README.md``) with the recorded training, its measures, and the usage. A
+                mapping sets its parts: ``license``, ``language``, ``datasets``, ``base_model``, ``training_data`` (a text)
+                and ``measures`` (values by name).
+
+        Returns:
+            The directory.
+
+        Raises:
+            FileExistsError: If the directory is not empty.
+            ValueError: If the model or the card has parts that cannot be saved.
+
+        Example:
+            >>> from pyterrier_hypencoder import BiEncoder
+            >>> dense = BiEncoder("sentence-transformers/all-MiniLM-L6-v2", device="cpu")
+            >>> folder = dense.save_pretrained("my-model", card={"license": "apache-2.0"})
+            >>> BiEncoder(folder).fingerprint == dense.fingerprint
+            True
+        """
+        return self._save(directory, card, Path(directory).name)
+
+    def _save(self, directory: str | os.PathLike[str], card: bool | Mapping[str, Any], name: str) -> Path:
+        training = read_json(self.name_or_path, TRAINING_FILE, self.revision)
+        with saving.replace_folder(directory) as folder:
+            if card is not False:
+                given = {} if card is True else card
+                text = make_card(type(self).__name__, name, training or {}, given)
+                (folder / "README.md").write_text(text, encoding="utf-8")
+            self._write_model(folder)
+            if training is not None:
+                (folder / TRAINING_FILE).write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
+        return Path(directory).expanduser()
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        card: bool | Mapping[str, Any] = True,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload model",
+    ) -> str:
+        """Upload the model to the hub, as :meth:`save_pretrained` saves it.
+
+        Args:
+            repo_id: Name of the repository, ``user/name``. It is created if needed.
+            card: See :meth:`save_pretrained`.
+            private: If True, a new repository is private. None takes the default of the account.
+            token: Token of the hub. None takes the stored one.
+            commit_message: Message of the commit.
+
+        Returns:
+            Address of the model.
+
+        Raises:
+            OSError: If the hub refuses or cannot be reached.
+        """
+        options: dict[str, Any] = {"private": private, "token": token, "commit_message": commit_message}
+        return saving.upload(lambda folder: self._save(folder, card, repo_id), repo_id, **options)
+
+    def _write_model(self, directory: Path) -> None:
+        """Write networks and tokenizer."""
+        raise TypeError(f"{type(self).__name__} cannot be saved.")
 
     def doc_encoder(self, *, text_field: TextField = "text", batch_size: int = _BUFFER, verbose: bool = False) -> DocEncoder:
         """Return a transformer that adds ``doc_vec``; see :class:`.DocEncoder`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -178,6 +179,12 @@ class Hypencoder(Encoder):
         trust: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
         tokenizer = load_tokenizer(self.name_or_path, self.revision, config.backbone, **trust)
         return model.query_encoder, model.passage_encoder, tokenizer, DenseSettings()
+
+    def _write_model(self, directory: Path) -> None:
+        network, config = self.load_dual_encoder()
+        trust: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
+        tokenizer = load_tokenizer(self.name_or_path, self.revision, config.backbone, **trust)
+        checkpoint.save(network, directory, tokenizer=tokenizer)
 
     def _to_qnets(self, output: QNets) -> QNets:
         return output.to(dtype=torch.float32)

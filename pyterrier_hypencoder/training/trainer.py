@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..encoders.base import Encoder
 from ..encoders.loading import load_encoder
+from ..encoders.model_card import TRAINING_FILE
 from ..encoders.networks import HypencoderDualEncoder
 from ..options import check_non_negative, check_number, check_positive
 from . import run_state
@@ -117,6 +120,8 @@ class HypencoderTrainer:
         self.callbacks = callbacks
         self.verbose = verbose
         self._name = repr(model) if isinstance(model, Encoder) else type(model).__name__
+        # A card is public, so it names no directories of this machine.
+        self._start = os.path.basename(model.name_or_path) if isinstance(model, Encoder) else self._name
         self._trained: Path | None = None
         self._selection = {"train": train, "backbone_layers": backbone_layers, "lora": None if lora is None else dict(lora)}
         select_parameters(encoder, train, backbone_layers=backbone_layers, lora=lora)
@@ -202,14 +207,20 @@ class HypencoderTrainer:
                 callbacks=self.callbacks,
             )
             loop.train(resume_from_checkpoint=None if last is None else str(last))
+        self._trained = self._write_model(loop, rows)
+        return self._trained
+
+    def _write_model(self, loop: TrainingLoop, rows: TrainingRows) -> Path:
+        """Write the trained model with the facts of its training, and return its directory."""
         loop.check_finite_weights()
         final = self.output_dir / "model"
         if loop.is_world_process_zero():
             loop.save_encoder(final)
+            training = {"started_from": self._start, **self.describe_training(rows, loop)}
+            (final / TRAINING_FILE).write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
             kept = ", ".join(path.name for path in run_state.list_checkpoints(self.output_dir))
             _LOG.info("%s holds the trained model. %s are kept, to resume and to compare.", final, kept or "No checkpoints")
         loop.accelerator.wait_for_everyone()
-        self._trained = final
         return final
 
     def _open_rows(self, rows: Any, negatives_per_row: int | None) -> TrainingRows:
@@ -233,6 +244,25 @@ class HypencoderTrainer:
         per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
         arguments.max_steps = max(1, math.ceil(self.epochs * rows.count_rows() / per_step))
         arguments.save_steps = self._given.get("save_steps", arguments.max_steps)
+
+    def describe_training(self, rows: TrainingRows, loop: TrainingLoop) -> dict[str, Any]:
+        """Return the facts of a finished run, for the model card. Measures are those of the best validation, or the last."""
+        state, arguments = loop.state, self.arguments
+        validated = [entry for entry in state.log_history if any(key.startswith("eval_") for key in entry)]
+        best = [entry for entry in validated if state.best_metric in entry.values()] or validated[-1:]
+        return {
+            "rows": [Path(name).name for name in rows.files] or f"{len(rows.rows or ())} rows in memory",
+            "steps": state.global_step,
+            "rows_per_step": arguments.per_device_train_batch_size
+            * arguments.gradient_accumulation_steps
+            * arguments.world_size,
+            "negatives_per_row": rows.sampler.negatives_per_row,
+            "losses": self.objective.weights,
+            "train": self._selection["train"],
+            "learning_rate": arguments.learning_rate,
+            "seed": arguments.seed,
+            "measures": {k.removeprefix("eval_"): v for e in best[:1] for k, v in e.items() if k.startswith("eval_")},
+        }
 
     def describe_run(self) -> dict[str, Any]:
         """Return the facts that a run must share with the checkpoint from which it resumes."""

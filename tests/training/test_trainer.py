@@ -217,3 +217,14 @@ def test_only_the_last_checkpoint_keeps_the_state_of_the_optimiser(rows_file, tm
     for path in ("checkpoint-5", "checkpoint-4"):
         shutil.rmtree(tmp_path / path, ignore_errors=True)
     assert run_state.find_last_checkpoint(tmp_path) is None  # the best one has no optimiser
+
+
+def test_trained_model_records_its_training_for_the_card(rows_file, tmp_path, untrained):
+    trainer = make_trainer(tmp_path / "out", untrained, tokenizer=None, max_steps=2, arguments={"eval_steps": 1})
+    scores = iter([0.5, 0.25])
+    folder = trainer.fit(rows_file, negatives_per_row=3, validate=lambda folder: {"AP": next(scores)}, best="AP")
+    training = json.loads((folder / "training.json").read_text())
+    assert training["measures"] == {"AP": 0.5} and training["rows"] == ["rows.jsonl"] and training["steps"] == 2
+    assert training["started_from"] == "hypencoder"
+    card = (trainer.model.save_pretrained(tmp_path / "saved", card=True) / "README.md").read_text()
+    assert "| AP | 0.5 |" in card and "| losses | margin_mse: 1 |" in card and str(tmp_path) not in card
