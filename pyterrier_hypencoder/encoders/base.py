@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from ..identity import ByArguments
 from ..options import check_choice, check_positive
 from ..qnet import QNets, QNetSpec
-from ..scoring import resolve_device
 from . import checkpoint, hub, saving
 from .building import run_on
 from .columns import TextField, check_text, list_texts
 from .dense_settings import DenseSettings
 from .model_card import TRAINING_FILE, make_card
 from .model_files import read_json
+from .replicas import Replicas, resolve_devices
 from .stages import DocEncoder, QueryEncoder, TextScorer
 from .tokenization import TextTokenizer
 from .tokenizer_files import check_vocabulary
@@ -36,10 +36,11 @@ _DTYPES = ("auto", "fp32", "bf16")
 
 @dataclass(frozen=True)
 class _Loaded:
-    """The networks and the tokenizer of an encoder, on their device."""
+    """The networks and the tokenizer of an encoder. Queries are encoded on the first device."""
 
     query: Any
     document: Any
+    replicas: Replicas  # of the document network
     tokenizer: TextTokenizer
     device: torch.device
     max_length: int  # tokens that the model's files, the tokenizer and the transformers accept
@@ -57,7 +58,7 @@ class Encoder(ByArguments, pt.Transformer):
     """
 
     name_or_path: str
-    device: str
+    device: str | Sequence[str]
     dtype: str
     batch_size: int
     query_max_length: int
@@ -122,13 +123,17 @@ class Encoder(ByArguments, pt.Transformer):
         """
         texts = list_texts(texts)
         vectors = np.empty((len(texts), self.vec_size), dtype=np.float32)
-        encoder = self._get_network("document")
         bf16 = self._use_bf16("document")
+
+        def run(network: Any, batch: tuple[np.ndarray, Tensor, Tensor]) -> tuple[np.ndarray, np.ndarray]:
+            return batch[0], self._run(network, *batch[1:], bf16).float().cpu().numpy()
+
         with pt.tqdm(total=len(texts), desc="documents", disable=not self.verbose) as progress:
             for start in range(0, len(texts), _BUFFER):
                 buffer = texts[start : start + _BUFFER]
-                for positions, ids, mask in self._make_batches(buffer, "document", by_length=True):
-                    vectors[start + positions] = self._run(encoder, ids, mask, bf16).float().cpu().numpy()
+                batches = self._make_batches(buffer, "document", by_length=True)
+                for positions, encoded in self._get_loaded().replicas.map(run, batches):
+                    vectors[start + positions] = encoded
                     progress.update(len(positions))
         return vectors
 
@@ -161,8 +166,9 @@ class Encoder(ByArguments, pt.Transformer):
 
     @torch.no_grad()  # not inference_mode: gradients for documents flow through q-nets
     def _run(self, network: nn.Module, ids: Tensor, mask: Tensor, bf16: bool) -> Any:
-        with run_on(ids.device), torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=bf16):
-            return network(ids, mask)
+        device = next(network.parameters()).device
+        with run_on(device), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            return network(ids.to(device), mask.to(device))
 
     def _make_batches(self, texts: list[str], side: str, *, by_length: bool) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
         """Yield mini-batches: positions of the texts (B,), token ids (B, T) and mask (B, T), padded to the longest text."""
@@ -181,7 +187,7 @@ class Encoder(ByArguments, pt.Transformer):
             batch = [torch.tensor(ids[p] or [pad], device="cpu") for p in positions]
             padded = nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=pad)
             mask = nn.utils.rnn.pad_sequence([torch.ones_like(tokens) for tokens in batch], batch_first=True)
-            yield positions, padded.to(loaded.device), mask.to(loaded.device)
+            yield positions, padded, mask
 
     def _get_max_length(self, side: str) -> int:
         """Return the maximum number of tokens of a text, which must leave room beside special tokens and prefix."""
@@ -207,11 +213,13 @@ class Encoder(ByArguments, pt.Transformer):
         return self._open("networks", self._make_load_key(), self._load)
 
     def _make_load_key(self) -> tuple[Any, ...]:
-        return (self.name_or_path, self.revision, self.device, self.trust_remote_code)
+        device = self.device if isinstance(self.device, str) else tuple(self.device)
+        return (self.name_or_path, self.revision, device, self.trust_remote_code)
 
     def _load(self) -> _Loaded:
         check_choice("dtype", self.dtype, _DTYPES)
-        device = resolve_device(self.device)
+        devices = resolve_devices(self.device)
+        device = devices[0]
         query, document, tokenizer, settings = self._load_networks()
         for network in (query, document):
             check_vocabulary(tokenizer, network.transformer, self.name_or_path)
@@ -220,7 +228,8 @@ class Encoder(ByArguments, pt.Transformer):
         lengths = [hub.get_max_length(network.transformer) for network in (query, document)]
         max_length = min(*lengths, settings.max_length or text_tokenizer.max_length)
         prefixes = {"query": settings.query_prompt, "document": settings.doc_prompt}
-        return _Loaded(query, document, text_tokenizer, device, max_length, prefixes)
+        replicas = Replicas(document, devices)
+        return _Loaded(query, document, replicas, text_tokenizer, device, max_length, prefixes)
 
     def _load_networks(self) -> tuple[Any, Any, Any, DenseSettings]:
         """Load the query network, the document network, the tokenizer and further settings on the CPU."""
@@ -354,11 +363,12 @@ class Encoder(ByArguments, pt.Transformer):
         verbose: bool = False,
     ) -> TextScorer:
         """Return a transformer that re-ranks documents by their text; see :class:`.TextScorer`."""
+        own = self.device if isinstance(self.device, str) else next(iter(self.device), "auto")
         return TextScorer(
             self,
             text_field=text_field,
             batch_size=batch_size,
-            device=self.device if device is None else device,
+            device=own if device is None else device,
             precision=precision,
             qnet_width=qnet_width,
             verbose=verbose,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ class BiEncoder(Encoder):
         query_prefix: Text before every query, such as ``"query: "``. None takes the prompt ``query`` of the same
             files, if they have one; an empty text takes none.
         doc_prefix: Text before every document. None takes the prompt ``document``.
-        device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda[:n]``.
+        device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda[:n]``. A list such as ``["cuda:0", "cuda:1"]`` encodes
+            documents on several devices, and queries on the first one.
         dtype: ``fp32``, ``bf16`` (the transformer runs under autocast) or ``auto``. ``auto`` is bf16 for documents on
             hardware with native bf16, and fp32 otherwise and for queries.
         batch_size: Number of texts in a mini-batch.
@@ -68,7 +70,7 @@ class BiEncoder(Encoder):
         normalize: bool | None = None,
         query_prefix: str | None = None,
         doc_prefix: str | None = None,
-        device: str = "auto",
+        device: str | Sequence[str] = "auto",
         dtype: str = "auto",
         batch_size: int = 32,
         query_max_length: int = 64,

@@ -29,7 +29,8 @@ class Hypencoder(Encoder):
     Args:
         name_or_path: Hub id (``jfkback/hypencoder.6_layer``), directory, or ``hypencoder-minilm``, a small model that comes
             with the package.
-        device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda[:n]``.
+        device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda[:n]``. A list such as ``["cuda:0", "cuda:1"]`` encodes
+            documents on several devices, and queries on the first one.
         dtype: ``fp32``, ``bf16`` or ``auto``. ``bf16`` runs the transformers under autocast, which is about twice as fast on
             hardware with native bf16. ``auto`` is fp32 as in the released code, because layer norms amplify rounding.
         batch_size: Number of texts in a mini-batch.
@@ -58,7 +59,7 @@ class Hypencoder(Encoder):
         self,
         name_or_path: str | os.PathLike[str],
         *,
-        device: str = "auto",
+        device: str | Sequence[str] = "auto",
         dtype: str = "auto",
         batch_size: int = 32,
         query_max_length: int = 64,
