@@ -4,7 +4,7 @@
 # make campaign     run the campaigns at full size (about 30 minutes)
 # make test-oldest  run the tests and doctests on the oldest supported versions, in .venv-oldest
 # make docs         build the documentation pages into docs/_build/html; warnings are errors
-# make lint         check style, types and English
+# make lint         install the linters too, and check style, types and English
 # make bench        run the benchmarks that need no data
 # make clean        delete everything that these commands made
 PYTHON ?= python3
@@ -20,6 +20,10 @@ $(VENV)/examples: setup.cfg constraints.txt
 
 $(VENV)/test: setup.cfg constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -q -c constraints.txt -e '.[test]'
+	touch $@
+
+$(VENV)/dev: $(VENV)/test
 	$(VENV)/bin/python -m pip install -q -c constraints.txt -e '.[test,dev]'
 	touch $@
 
@@ -52,7 +56,7 @@ docs: $(VENV)/docs
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m sphinx -W --keep-going -q -E -c docs -d docs/_build/doctrees \
 	  pyterrier_hypencoder/pt_docs docs/_build/html
 
-lint: $(VENV)/test
+lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy

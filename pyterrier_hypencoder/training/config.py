@@ -17,7 +17,7 @@ MOVED_ARGUMENTS = {
     "resume_from_checkpoint": "resume",
     "per_device_train_batch_size": "trainer.batch_size",
     "max_steps": "trainer.max_steps",
-    "num_train_epochs": "trainer.max_steps",
+    "num_train_epochs": "trainer.epochs",
     "learning_rate": "trainer.learning_rate",
     "warmup_steps": "trainer.warmup_steps",
     "lr_scheduler_type": "trainer.lr_scheduler_type",
@@ -145,6 +145,7 @@ class TrainerConfig:
     widths: list[int] | None = None
     batch_size: int = 64
     max_steps: int = 1000
+    epochs: float | None = None
     learning_rate: float = 2e-5
     head_learning_rate: float | None = None
     warmup_steps: int = 0
@@ -236,7 +237,7 @@ class Config:
                 f"trainer.arguments.save_steps must equal validation.every ({every}), got {given!r}. Remove it, because only "
                 "saved checkpoints can be the best model."
             )
-        if every > self.trainer.max_steps:
+        if self.trainer.epochs is None and every > self.trainer.max_steps:
             raise ValueError(
                 f"validation.every must be at most trainer.max_steps ({self.trainer.max_steps}), got {every}. Lower it, or "
                 "train without validation (validation=null)."

@@ -40,6 +40,9 @@ class HypencoderEstimator(pt.Estimator):
         text_field: Field with the text of a document, or a list of fields.
         resume: If True, continue from the last checkpoint in ``output_dir``.
 
+    Raises:
+        TypeError: If ``docs`` are neither documents nor a dataset.
+
     Example:
         >>> from pyterrier_hypencoder import BiEncoder, HypencoderEstimator, HypencoderTrainer
         >>> trainer = HypencoderTrainer(
@@ -65,6 +68,8 @@ class HypencoderEstimator(pt.Estimator):
     ) -> None:
         super().__init__()
         self.trainer = trainer
+        if callable(docs) or isinstance(docs, str | Path):
+            raise TypeError(f"docs must be documents or a dataset, got {docs!r:.80}. Pass a list, a generator or a dataset.")
         self.docs = list(docs) if isinstance(docs, Iterator) else docs  # mining and every validation read them
         self.retriever = retriever
         self.teacher = teacher
@@ -75,15 +80,18 @@ class HypencoderEstimator(pt.Estimator):
         self.resume = resume
         self._model: Encoder | None = None
 
+    def __repr__(self) -> str:
+        return f"HypencoderEstimator({self.trainer!r})"
+
     @property
     def model(self) -> Encoder:
         """Trained model, for example to index with.
 
         Raises:
-            RuntimeError: If :meth:`fit` was not called.
+            ValueError: If :meth:`fit` was not called.
         """
         if self._model is None:
-            raise RuntimeError("The estimator is not trained yet. Call fit(topics, qrels, ...) first.")
+            raise ValueError("The estimator is not trained yet. Call fit(topics, qrels, ...) first.")
         return self._model
 
     def fit(
@@ -118,6 +126,7 @@ class HypencoderEstimator(pt.Estimator):
                 measures=self.measures,
                 text_field=self.text_field,
                 options=self.trainer.encoder_options,
+                verbose=self.trainer.verbose,
             )
         best = None if validate is None else str(validate.measures[0])
         folder = self.trainer.fit(rows, validate=validate, best=best, resume=self.resume)
@@ -131,9 +140,22 @@ class HypencoderEstimator(pt.Estimator):
             inp: Frame with qid, query, docno and text.
 
         Raises:
-            RuntimeError: If :meth:`fit` was not called.
+            ValueError: If :meth:`fit` was not called.
         """
         return self.model.text_scorer(text_field=self.text_field)(inp)
+
+    def transform_inputs(self) -> list[list[str]]:
+        """Return the columns of candidates with their texts."""
+        return [["qid", "docno", "query", *list_text_fields(self.text_field)]]
+
+    def transform_outputs(self, input_columns: list[str]) -> list[str]:
+        """Return the columns of re-ranked candidates, which are known before the training."""
+        pt.validate.columns(input_columns, includes=self.transform_inputs()[0])
+        return [*input_columns, *(name for name in ("score", "rank") if name not in input_columns)]
+
+    def subtransformers(self) -> dict[str, Any]:
+        """Return nothing, because the retriever and the teacher take part in the training only."""
+        return {}
 
     def _write_rows(self, given: pd.DataFrame, qrels: pd.DataFrame) -> TrainingRows:
         """Mine training rows from candidates, or from topics with the retriever."""

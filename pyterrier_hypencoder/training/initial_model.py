@@ -47,7 +47,7 @@ def prepare_training(model: Any, *, shared: bool) -> InitialModel:
     check_encoder(model)
     name, revision = model.name_or_path, model.revision
     if isinstance(model, Hypencoder):
-        encoder, _ = checkpoint.load(name, revision=revision, pool_padding=model.pool_padding, qnet=model.qnet)
+        encoder, _ = model.load_dual_encoder()
     else:
         options: dict[str, Any] = {"revision": revision, "pooling": model.pooling, "normalize": model.normalize}
         if checkpoint.find_config(name, revision) is not None:
@@ -63,7 +63,7 @@ def prepare_training(model: Any, *, shared: bool) -> InitialModel:
         query_prefix=model.prefixes["query"],
         doc_prefix=model.prefixes["document"],
     )
-    return InitialModel(encoder, tokenizer, collator, model.options(skip=("pooling", "normalize", "qnet")))
+    return InitialModel(encoder, tokenizer, collator, model.options(skip=("pooling", "normalize", "qnet", "dense_start")))
 
 
 def build_initial_model(config: ModelConfig) -> tuple[HypencoderDualEncoder, Any]:

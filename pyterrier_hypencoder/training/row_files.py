@@ -1,4 +1,4 @@
-"""Files of training rows: find, read and write them.
+"""Training rows in files: find, read and write them. Training rows in memory: check and shuffle them.
 
 A file has one row per line, in the format of the authors (jfkback/hypencoder-paper, ``train/data_collator.py``)::
 
@@ -15,10 +15,13 @@ import glob
 import gzip
 import json
 import os
+import random
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
+
+import torch
 
 from ..options import list_items
 
@@ -52,6 +55,34 @@ def list_row_files(paths: Paths) -> list[str]:
     if not files:
         raise FileNotFoundError("No training rows: the list of paths is empty. Give at least one path.")
     return files
+
+
+def is_rows(source: Any) -> TypeGuard[Sequence[Any]]:
+    """Return True if a source of training rows holds the rows themselves, and False if it holds paths.
+
+    Raises:
+        TypeError: If it can be read only once, so training could make only one pass.
+    """
+    if isinstance(source, str | os.PathLike | Set):
+        return False
+    if not hasattr(source, "__len__") or not hasattr(source, "__getitem__") or isinstance(source, Mapping):
+        raise TypeError(f"Training rows must be paths, a list of rows or a datasets.Dataset, got {type(source).__name__}.")
+    return len(source) > 0 and isinstance(source[0], Mapping)
+
+
+def read_rows(rows: Sequence[Any], seed: str | None = None) -> Iterator[dict[str, Any]]:
+    """Yield rows in memory like the lines of a file. A worker of a ``DataLoader`` gets its share.
+
+    Args:
+        rows: The rows.
+        seed: Seed of the order. None keeps the order.
+    """
+    order = list(range(len(rows)))
+    if seed is not None:
+        random.Random(seed).shuffle(order)
+    worker = torch.utils.data.get_worker_info()
+    for i in order if worker is None else order[worker.id :: worker.num_workers]:
+        yield {"file": 0, "row": i + 1, "line": rows[i]}
 
 
 def read_lines(files: list[tuple[int, str]]) -> Iterator[dict[str, Any]]:

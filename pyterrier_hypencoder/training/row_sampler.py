@@ -18,7 +18,16 @@ _SKIP_ADVICE = "skip such rows with on_too_few_items='skip'"
 
 
 class TooFewItemsError(ValueError):
-    """Raised for a row without a positive item, or with too few negatives."""
+    """Raised for a row without a positive item, or with too few negatives.
+
+    Args:
+        message: The message.
+        n_negatives: Number of negatives of the row; None if it has no positive.
+    """
+
+    def __init__(self, message: str, n_negatives: int | None = None) -> None:
+        super().__init__(message)
+        self.n_negatives = n_negatives
 
 
 class SampledRow(TypedDict):
@@ -39,6 +48,7 @@ class RowSampler:
         positive: Rule for the positive item. If several items match, one is drawn, and none of them becomes a negative.
 
             - ``first``: the first item of the row, as in the released code.
+            - ``auto``: items of the type ``positive_type`` if the items of the row have types, or else the first item.
             - ``type``: items of the type ``positive_type``.
             - ``score_above``: items with a teacher score above ``threshold``.
             - ``top``: the item with the highest teacher score, as in the paper.
@@ -75,12 +85,12 @@ class RowSampler:
     item_texts: bool = True
 
     def __post_init__(self) -> None:
-        check_choice("positive", self.positive, ("first", "type", "score_above", "top"))
+        check_choice("positive", self.positive, ("first", "auto", "type", "score_above", "top"))
         check_choice("content", self.content, ("auto", "text", "tokens"))
         check_non_negative("negatives_per_row", self.negatives_per_row)
         check_number("threshold", self.threshold)
         for name, default, rule in (("positive_type", "positive", "type"), ("threshold", 0, "score_above")):
-            if getattr(self, name) != default and self.positive != rule:
+            if getattr(self, name) != default and self.positive not in (rule, "auto" if rule == "type" else rule):
                 raise ValueError(
                     f"{name} has no effect with positive={self.positive!r}. Set positive={rule!r}, or leave it out."
                 )
@@ -130,14 +140,15 @@ class RowSampler:
         if len(negatives) < self.negatives_per_row:
             raise TooFewItemsError(
                 f"{source}: negatives_per_row={self.negatives_per_row} needs at least {self.negatives_per_row} items besides "
-                f"the positive, got {len(negatives)}. Lower negatives_per_row, or {_SKIP_ADVICE}."
+                f"the positive, got {len(negatives)}. Lower negatives_per_row, or {_SKIP_ADVICE}.",
+                len(negatives),
             )
         return [rng.choice(positives), *rng.sample(negatives, self.negatives_per_row)]
 
     def _list_positives(self, items: list[dict[str, Any]], scores: list[Any]) -> list[int]:
         """Return the positions of all items that can be the positive."""
         positions = range(len(items))
-        if self.positive == "type":
+        if self.positive == "type" or (self.positive == "auto" and any(item.get("type") is not None for item in items)):
             return [i for i in positions if items[i].get("type") == self.positive_type]
         if self.positive == "score_above":
             return [i for i in positions if scores[i] > self.threshold]

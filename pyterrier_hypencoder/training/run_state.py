@@ -8,14 +8,30 @@ from pathlib import Path
 from typing import Any
 
 _FACTS_FILE = "run.json"
+_OPTIMISER_FILES = ("optimizer.pt", "scheduler.pt")
+_DROPPED_FILE = "no_optimizer"
+"""Empty file in a checkpoint without the state of the optimiser. A run cannot resume from it."""
 _STATE_FILE = "trainer_state.json"
 """File that transformers writes last, so a checkpoint with it is complete."""
 
 
-def find_last_checkpoint(folder: Path) -> Path | None:
-    """Return the last complete checkpoint of a run, or None if there is none."""
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the complete checkpoints of a run in order."""
     found = [path for path in folder.glob("checkpoint-*") if (path / _STATE_FILE).is_file()]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def find_last_checkpoint(folder: Path) -> Path | None:
+    """Return the last complete checkpoint from which a run can resume, or None if there is none."""
+    return next((path for path in reversed(list_checkpoints(folder)) if not (path / _DROPPED_FILE).exists()), None)
+
+
+def drop_states(folder: Path) -> None:
+    """Delete the optimiser's state, which is larger than the model, from all checkpoints but the last one."""
+    for path in list_checkpoints(folder)[:-1]:
+        (path / _DROPPED_FILE).touch()
+        for name in _OPTIMISER_FILES:
+            (path / name).unlink(missing_ok=True)
 
 
 def read_step(checkpoint: Path) -> int:

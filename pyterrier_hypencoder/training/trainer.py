@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..encoders.base import Encoder
+from ..encoders.loading import load_encoder
+from ..encoders.model_card import TRAINING_FILE
 from ..encoders.networks import HypencoderDualEncoder
 from ..options import check_non_negative, check_number, check_positive
 from . import run_state
@@ -15,8 +20,11 @@ from .adapters import digest_base_weights
 from .collator import Collator
 from .global_state import keep_global_state
 from .initial_model import prepare_training
-from .objective import TrainingObjective
+from .objective import DISTILLATION, TrainingObjective
+from .packages import require_package
 from .parameters import has_trained_head, is_trained, select_parameters
+from .row_files import Paths
+from .row_sampler import RowSampler
 from .training_arguments import make_training_arguments, schedule_validation
 from .training_loop import TrainingLoop, Validate
 from .training_rows import TrainingRows
@@ -47,6 +55,7 @@ class HypencoderTrainer:
         widths: Widths of the q-nets over which the losses are averaged (Matryoshka). None uses the full width.
         batch_size: Number of rows per device and step.
         max_steps: Number of optimiser steps.
+        epochs: Number of passes over the rows, instead of ``max_steps``. It may be a fraction.
         learning_rate: Learning rate of AdamW; 2e-5 in the paper.
         head_learning_rate: Learning rate of the hyper-head, divided by the fan-in of each layer. Use it for heads that start
             small beside the query vector of a dense model. None uses ``learning_rate`` for all, as in the paper.
@@ -56,6 +65,7 @@ class HypencoderTrainer:
         verbose: If True, show a progress bar. Losses and measures are always logged.
         arguments: Further arguments of ``transformers.TrainingArguments``, such as bf16, gradient_accumulation_steps,
             gradient_checkpointing, save_steps and report_to.
+        callbacks: Callbacks of ``transformers.Trainer``, such as ``transformers.EarlyStoppingCallback(3)``.
 
     Raises:
         ImportError: If accelerate is not installed, or peft if ``lora`` is given.
@@ -63,12 +73,11 @@ class HypencoderTrainer:
 
     Example:
         >>> from pyterrier_hypencoder import Hypencoder, HypencoderTrainer
-        >>> from pyterrier_hypencoder.training.row_sampler import RowSampler
-        >>> from pyterrier_hypencoder.training.training_rows import TrainingRows
         >>> model = Hypencoder("hypencoder-minilm")
         >>> trainer = HypencoderTrainer(model, "new-model", losses=["in_batch_ce"], train="head", max_steps=100)
-        >>> rows = TrainingRows("rows.jsonl", RowSampler(positive="type"))  # doctest: +SKIP
-        >>> new_model = Hypencoder(trainer.fit(rows))  # doctest: +SKIP
+        >>> trainer
+        HypencoderTrainer(Hypencoder('hypencoder-minilm'), 'new-model', train='head', max_steps=100)
+        >>> new_model = Hypencoder(trainer.fit("rows.jsonl"))  # doctest: +SKIP
     """
 
     def __init__(
@@ -85,6 +94,7 @@ class HypencoderTrainer:
         widths: Sequence[int] | None = None,
         batch_size: int = 64,
         max_steps: int = 1000,
+        epochs: float | None = None,
         learning_rate: float = 2e-5,
         head_learning_rate: float | None = None,
         warmup_steps: int = 0,
@@ -92,8 +102,10 @@ class HypencoderTrainer:
         seed: int = 0,
         verbose: bool = False,
         arguments: Mapping[str, Any] | None = None,
+        callbacks: Sequence[Any] = (),
     ) -> None:
-        _check_numbers(batch_size, max_steps, learning_rate, head_learning_rate, warmup_steps, seed)
+        require_package("accelerate")  # transformers reports it only when training starts
+        _check_numbers(batch_size, max_steps, epochs, learning_rate, head_learning_rate, warmup_steps, seed)
         for name, value in {"lora": lora, "arguments": arguments}.items():
             if not isinstance(value, Mapping | None):
                 raise ValueError(f"{name} must be a mapping of names to values, got {value!r:.80}.")
@@ -104,6 +116,13 @@ class HypencoderTrainer:
         self.output_dir = Path(output_dir).expanduser().absolute()
         self.tokenizer = own_tokenizer if tokenizer is None else tokenizer
         self.head_learning_rate = head_learning_rate
+        self.epochs = epochs
+        self.callbacks = callbacks
+        self.verbose = verbose
+        self._name = repr(model) if isinstance(model, Encoder) else type(model).__name__
+        # A card is public, so it names no directories of this machine.
+        self._start = os.path.basename(model.name_or_path) if isinstance(model, Encoder) else self._name
+        self._trained: Path | None = None
         self._selection = {"train": train, "backbone_layers": backbone_layers, "lora": None if lora is None else dict(lora)}
         select_parameters(encoder, train, backbone_layers=backbone_layers, lora=lora)
         if head_learning_rate is not None and not has_trained_head(encoder):
@@ -121,11 +140,27 @@ class HypencoderTrainer:
         }
         self.arguments = make_training_arguments(self.output_dir, options, self._given, verbose=verbose)
 
+    def __repr__(self) -> str:
+        length = f"max_steps={self.arguments.max_steps}" if self.epochs is None else f"epochs={self.epochs}"
+        return f"HypencoderTrainer({self._name}, {self.output_dir.name!r}, train={self._selection['train']!r}, {length})"
+
+    @property
+    def model(self) -> Encoder:
+        """The model that :meth:`fit` trained, for example to save it with ``save_pretrained``.
+
+        Raises:
+            ValueError: If :meth:`fit` was not called.
+        """
+        if self._trained is None:
+            raise ValueError("The trainer must be fitted first, got no training run. Call fit(rows).")
+        return load_encoder(self._trained, **self.encoder_options)
+
     def fit(
         self,
-        rows: TrainingRows,
+        rows: TrainingRows | Paths | Sequence[Any],
         collator: Collator | None = None,
         *,
+        negatives_per_row: int | None = None,
         validate: Validate | None = None,
         best: str | None = None,
         resume: bool = False,
@@ -133,8 +168,11 @@ class HypencoderTrainer:
         """Train the model.
 
         Args:
-            rows: Sampled rows. They are split over processes and, if the run resumes, skipped here.
+            rows: File of training rows, list of files, list of rows, ``datasets.Dataset``, or sampled rows. The positive of a
+                row is an item of type ``positive``, or the first item if items have no types. Rows are split over processes
+                and, if the run resumes, skipped here.
             collator: Collator of the rows. None uses the lengths and prefixes of the model.
+            negatives_per_row: Number of negatives to draw whenever a row is used. None means 8. Rows with fewer are left out.
             validate: Function that measures a checkpoint. It runs every ``eval_steps``, or every ``save_steps`` if that is
                 not set. If neither is set, it runs ten times in the run.
             best: Measure that chooses the best checkpoint. Checkpoints are then saved when they are validated. None keeps
@@ -151,6 +189,8 @@ class HypencoderTrainer:
                 malformed.
         """
         collator = self._check_collator(self.collator if collator is None else collator)
+        rows = self._open_rows(rows, negatives_per_row)
+        self._set_steps(rows)
         facts = self.describe_run()
         last = self._find_start(rows, facts, resume)
         self._schedule(validate, best)
@@ -164,14 +204,65 @@ class HypencoderTrainer:
                 facts=facts,
                 validate=validate,
                 head_learning_rate=self.head_learning_rate,
+                callbacks=self.callbacks,
             )
             loop.train(resume_from_checkpoint=None if last is None else str(last))
+        self._trained = self._write_model(loop, rows)
+        return self._trained
+
+    def _write_model(self, loop: TrainingLoop, rows: TrainingRows) -> Path:
+        """Write the trained model with the facts of its training, and return its directory."""
         loop.check_finite_weights()
         final = self.output_dir / "model"
         if loop.is_world_process_zero():
             loop.save_encoder(final)
+            training = {"started_from": self._start, **self.describe_training(rows, loop)}
+            (final / TRAINING_FILE).write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
+            kept = ", ".join(path.name for path in run_state.list_checkpoints(self.output_dir))
+            _LOG.info("%s holds the trained model. %s are kept, to resume and to compare.", final, kept or "No checkpoints")
         loop.accelerator.wait_for_everyone()
         return final
+
+    def _open_rows(self, rows: Any, negatives_per_row: int | None) -> TrainingRows:
+        """Return sampled rows of files or of a list."""
+        if isinstance(rows, TrainingRows):
+            if negatives_per_row is not None:
+                raise ValueError("negatives_per_row has no effect on TrainingRows. Set it in their RowSampler.")
+            return rows
+        sampler = RowSampler(
+            positive="auto",
+            negatives_per_row=8 if negatives_per_row is None else negatives_per_row,
+            require_scores=any(name in DISTILLATION for name in self.objective.weights),
+        )
+        return TrainingRows(rows, sampler, on_too_few_items="skip")
+
+    def _set_steps(self, rows: TrainingRows) -> None:
+        """Turn epochs into a number of steps."""
+        if self.epochs is None:
+            return
+        arguments = self.arguments
+        per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+        arguments.max_steps = max(1, math.ceil(self.epochs * rows.count_rows() / per_step))
+        arguments.save_steps = self._given.get("save_steps", arguments.max_steps)
+
+    def describe_training(self, rows: TrainingRows, loop: TrainingLoop) -> dict[str, Any]:
+        """Return the facts of a finished run, for the model card. Measures are those of the best validation, or the last."""
+        state, arguments = loop.state, self.arguments
+        validated = [entry for entry in state.log_history if any(key.startswith("eval_") for key in entry)]
+        best = [entry for entry in validated if state.best_metric in entry.values()] or validated[-1:]
+        return {
+            "rows": [Path(name).name for name in rows.files] or f"{len(rows.rows or ())} rows in memory",
+            "steps": state.global_step,
+            "rows_per_step": arguments.per_device_train_batch_size
+            * arguments.gradient_accumulation_steps
+            * arguments.world_size,
+            "negatives_per_row": rows.sampler.negatives_per_row,
+            "losses": self.objective.weights,
+            "train": self._selection["train"],
+            "learning_rate": arguments.learning_rate,
+            "seed": arguments.seed,
+            "measures": {k.removeprefix("eval_"): v for e in best[:1] for k, v in e.items() if k.startswith("eval_")},
+        }
 
     def describe_run(self) -> dict[str, Any]:
         """Return the facts that a run must share with the checkpoint from which it resumes."""
@@ -227,10 +318,16 @@ class HypencoderTrainer:
 
 
 def _check_numbers(
-    batch_size: Any, max_steps: Any, learning_rate: Any, head_learning_rate: Any, warmup_steps: Any, seed: Any
+    batch_size: Any, max_steps: Any, epochs: Any, learning_rate: Any, head_learning_rate: Any, warmup_steps: Any, seed: Any
 ) -> None:
     check_positive("batch_size", batch_size)
     check_positive("max_steps", max_steps)
+    if epochs is not None:
+        check_number("epochs", epochs)
+        if epochs <= 0:
+            raise ValueError(f"epochs must be positive, got {epochs!r}.")
+        if max_steps != 1000:
+            raise ValueError(f"Give epochs or max_steps, not both, got {epochs!r} and {max_steps!r}.")
     check_number("learning_rate", learning_rate, 0)
     if head_learning_rate is not None:
         check_number("head_learning_rate", head_learning_rate, 0)

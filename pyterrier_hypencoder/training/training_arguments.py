@@ -22,6 +22,7 @@ _OPTIONS = {
     "output_dir": "output_dir",
     "per_device_train_batch_size": "batch_size",
     "max_steps": "max_steps",
+    "num_train_epochs": "epochs",
     "learning_rate": "learning_rate",
     "warmup_steps": "warmup_steps",
     "lr_scheduler_type": "lr_scheduler_type",
@@ -100,11 +101,6 @@ def _check_given(given: Mapping[str, Any]) -> None:
             check_number(name, given[name])
             if given[name] <= 0:
                 raise ValueError(f"{name} must be positive, got {given[name]!r}.")
-    if "num_train_epochs" in given:
-        raise ValueError(
-            f"num_train_epochs has no effect, because training ends after max_steps steps, got {given['num_train_epochs']!r}. "
-            "Set max_steps to epochs * rows / batch_size."
-        )
 
 
 def _check_warm_up(given: Mapping[str, Any], options: Mapping[str, Any]) -> None:

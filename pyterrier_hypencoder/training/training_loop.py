@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from . import run_state
 from .adapters import has_adapters, merge_adapters
 from .collator import Collator
 from .objective import TrainingObjective
-from .packages import require_package
 from .parameters import get_trained_weights, group_parameters, set_trained_weights
 from .training_rows import TrainingRows
 
@@ -28,8 +27,6 @@ _TRAINED_FILE = "trained.safetensors"
 _LOG = logging.getLogger(__name__)
 Validate = Callable[[Path], Mapping[str, float]]
 """Function that measures a checkpoint directory, for example by indexing and searching a validation collection."""
-
-require_package("accelerate")  # at import, because transformers reports it only when training starts
 
 
 class TrainingLoop(transformers.Trainer):
@@ -44,6 +41,7 @@ class TrainingLoop(transformers.Trainer):
         facts: Facts to write into every checkpoint; see :mod:`pyterrier_hypencoder.training.run_state`.
         validate: Function that measures a checkpoint. None trains without validation.
         head_learning_rate: Learning rate of the hyper-head before the division by fan-in. None uses one rate for all.
+        callbacks: Further callbacks.
     """
 
     def __init__(
@@ -57,8 +55,9 @@ class TrainingLoop(transformers.Trainer):
         facts: Mapping[str, Any],
         validate: Validate | None = None,
         head_learning_rate: float | None = None,
+        callbacks: Sequence[Any] = (),
     ) -> None:
-        super().__init__(model=objective, args=arguments, train_dataset=rows, eval_dataset=[])
+        super().__init__(model=objective, args=arguments, train_dataset=rows, eval_dataset=[], callbacks=list(callbacks))
         self.remove_callback(transformers.PrinterCallback)  # a library logs and does not print
         self.objective: TrainingObjective = objective
         self.rows = rows
@@ -148,6 +147,8 @@ class TrainingLoop(transformers.Trainer):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self.check_finite_weights()
         super()._save_checkpoint(*args, **kwargs)
+        if self.args.load_best_model_at_end and self.is_world_process_zero():  # older checkpoints are only compared
+            run_state.drop_states(self.output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         directory = Path(output_dir or self.output_dir)

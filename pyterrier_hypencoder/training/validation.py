@@ -31,8 +31,13 @@ class Validation:
         text_field: Field with the text of a document, or a list of fields.
         num_results: Number of documents to retrieve per query.
         options: Options for loading checkpoints, such as ``doc_max_length``.
+        verbose: If True, show the progress of indexing and re-ranking.
+
+    The documents are indexed in a temporary folder. The next validation reuses that index if the document vectors are the
+    same, so frozen documents are encoded once. The index is deleted with the validation.
 
     Raises:
+        TypeError: If the documents are neither documents nor a dataset or an index.
         ValueError: If the collection is missing, or no topic is judged.
 
     Example:
@@ -58,6 +63,7 @@ class Validation:
         text_field: TextField = "text",
         num_results: int = 1000,
         options: Mapping[str, Any] | None = None,
+        verbose: bool = False,
     ) -> None:
         check_frame("topics", topics, "qid", "query")
         check_frame("qrels", qrels, "qid", "docno", "label")
@@ -82,6 +88,9 @@ class Validation:
         self.text_field = text_field
         self.num_results = num_results
         self.options = dict(options or {})
+        self.verbose = verbose
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._indexed: Any = None
 
     def __call__(self, model: Encoder | str | Path) -> dict[str, float]:
         """Measure a model.
@@ -100,17 +109,23 @@ class Validation:
         return {str(measure): float(value) for measure, value in means.items()}
 
     def _rerank(self, encoder: Encoder) -> pd.DataFrame:
-        return encoder.text_scorer(text_field=self.text_field)(self.topics)
+        return encoder.text_scorer(text_field=self.text_field, verbose=self.verbose)(self.topics)
 
     def _search(self, encoder: Encoder) -> pd.DataFrame:
-        """Search the given index, or index the documents in a temporary folder and search them."""
+        """Search the given index, or that of the documents, which is built unless the last one has the same vectors."""
         if isinstance(self.docs, HypencoderIndex):
             allowed = None if self.judged is None else [d for d in self.docs.docnos if d in self.judged]
             return self.docs.retriever(encoder, num_results=self.num_results, allowed_docnos=allowed)(self.topics)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "index.hyp"
-            HypencoderIndexer(path, encoder, text_field=self.text_field).index(self._get_corpus())
-            return HypencoderIndex(path).retriever(encoder, num_results=self.num_results)(self.topics)
+        record = encoder.record()
+        key = (record["fingerprint"], record["precision"], encoder.doc_max_length)
+        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="validation-")
+        path = Path(self._folder.name) / "index.hyp"
+        if key != self._indexed:
+            self._indexed = None
+            options: dict[str, Any] = {"text_field": self.text_field, "verbose": self.verbose}
+            HypencoderIndexer(path, encoder, mode="overwrite", **options).index(self._get_corpus())
+            self._indexed = key
+        return HypencoderIndex(path).retriever(encoder, num_results=self.num_results)(self.topics)
 
     def _get_corpus(self) -> Iterator[Mapping[str, Any]]:
         """Return the documents to index. Judged ones are kept in memory, because they are few."""

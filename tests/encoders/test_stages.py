@@ -8,7 +8,7 @@ import pyterrier as pt
 import pytest
 from score_checks import assert_same_scores, record_texts
 
-from pyterrier_hypencoder import HypencoderIndexer
+from pyterrier_hypencoder import HypencoderIndex, HypencoderIndexer
 
 # Query encoders
 
@@ -160,3 +160,46 @@ def test_bi_encoder_works_in_all_stages(minilm, tmp_path):
     assert list(results[results["rank"] == 0]["docno"]) == ["soup", "goal"]
     assert_same_scores((minilm.query_encoder() >> index.retriever(minilm))(topics), results)
     assert_same_scores(minilm.text_scorer()(topics.merge(pd.DataFrame(docs), how="cross")), results)
+
+
+# Encoders as transformers: the columns decide
+
+
+@pytest.mark.parametrize("which", ["hypencoder", "bi-encoder"])
+def test_encoder_does_what_the_columns_of_the_frame_say(which, model, bi, topics, docs):
+    encoder = model if which == "hypencoder" else bi
+    documents = pd.DataFrame(docs[:9])
+    candidates = topics.merge(documents, how="cross")
+    for frame, stage in (
+        (topics, encoder.query_encoder()),
+        (topics[["query"]], encoder.query_encoder()),
+        (topics.assign(docno="d001"), encoder.query_encoder()),  # candidates without text
+        (documents, encoder.doc_encoder()),
+        (documents[["text"]], encoder.doc_encoder()),
+        (candidates, encoder.text_scorer()),
+        (encoder.doc_encoder()(candidates).drop(columns="text"), encoder.text_scorer()),
+        (encoder.query_encoder()(candidates).drop(columns="query"), encoder.text_scorer()),
+    ):
+        before = frame.copy(deep=True)
+        pd.testing.assert_frame_equal(encoder(frame), stage(frame))
+        pd.testing.assert_frame_equal(frame, before)
+
+
+@pytest.mark.parametrize(
+    "columns", [["qid"], ["docno"], ["query", "text"], ["qid", "query", "text"], ["query", "doc_vec"]], ids=str
+)
+def test_encoder_refuses_frames_that_it_can_neither_encode_nor_score(model, columns):
+    with pytest.raises(pt.validate.InputValidationError, match="does not match"):
+        model(pd.DataFrame(columns=columns))
+
+
+def test_encoder_works_in_pipelines_for_indexing_search_and_reranking(tmp_path, index, model, topics, docs):
+    (model >> HypencoderIndexer(tmp_path / "piped.hyp")).index(docs)
+    piped = HypencoderIndex(tmp_path / "piped.hyp")
+    np.testing.assert_allclose(piped.vectors, index.vectors, atol=2e-3)
+    expected = index.retriever(model)(topics)
+    assert_same_scores((model >> index.retriever())(topics).drop(columns="query_vec"), expected)
+    texts = pt.apply.text(lambda row: {doc["docno"]: doc["text"] for doc in docs}[row["docno"]])
+    reranked = (index.retriever(model, num_results=5) >> texts >> model)(topics)
+    np.testing.assert_allclose(reranked["score"], expected[expected["rank"] < 5]["score"], atol=6e-3)
+    assert len(model.search("a query")["query_vec"]) == 1

@@ -29,3 +29,10 @@ def test_quickstart_prints_its_table_and_keeps_the_index(tmp_path, capsys, monke
     assert "3 documents, 3 topics" in out
     assert all(name in out for name in ("BM25 >> MiniLM", "BM25 + MiniLM", "nDCG@10 p-value corrected", "First results"))
     assert (tmp_path / "x.hyp" / "pt_meta.json").is_file()
+    first_results = out.partition("First results")[2]
+    assert [name for name in ("BM25", "MiniLM", "Hypencoder") if f"  {name}\n" in first_results] == [
+        "BM25",
+        "MiniLM",
+        "Hypencoder",
+    ]
+    assert "comparing the systems" in out

@@ -80,7 +80,7 @@ def test_configuration_builds_its_model_at_full_size(golden, tmp_path, name):
 
 def test_trainer_section_has_the_options_and_defaults_of_the_trainer():
     parameters = dict(inspect.signature(HypencoderTrainer.__init__).parameters)
-    for name in ("self", "model", "output_dir", "tokenizer"):
+    for name in ("self", "model", "output_dir", "tokenizer", "callbacks"):
         del parameters[name]
     options = {entry.name: getattr(TrainerConfig(), entry.name) for entry in dataclasses.fields(TrainerConfig)}
     options["losses"] = tuple(options["losses"])

@@ -25,7 +25,7 @@ def make_trainer(model, output_dir: Path) -> HypencoderTrainer:
 def test_estimator_learns_from_candidates_of_a_pipeline(model, topics, qrels, candidates, tmp_path):
     first_stage = pt.Transformer.from_df(candidates)
     estimator = HypencoderEstimator(make_trainer(model, tmp_path / "out"), negatives_per_row=3)
-    with pytest.raises(RuntimeError, match="is not trained yet"):
+    with pytest.raises(ValueError, match="is not trained yet"):
         estimator.transform(candidates)
     pipeline = first_stage >> estimator
     pipeline.fit(topics, qrels, topics, qrels)
@@ -67,3 +67,29 @@ def test_estimator_with_docs_and_retriever_mines_negatives(model, topics, qrels,
     assert len(trained.retriever(estimator.model, num_results=3)(topics)) == 3 * len(topics)
     with pytest.raises(ValueError, match="needs candidates"):
         HypencoderEstimator(make_trainer(model, tmp_path / "other")).fit(topics, qrels)
+
+
+def test_estimator_and_trainer_have_a_short_representation(model, tmp_path):
+    estimator = HypencoderEstimator(make_trainer(model, tmp_path / "out"))
+    assert "HypencoderTrainer(Hypencoder(" in repr(estimator) and "'out', train='all', max_steps=4)" in repr(estimator)
+    assert len(repr(estimator)) < 200 and "\n" not in repr(estimator)
+
+
+@pytest.mark.parametrize("docs", ["docs.jsonl", lambda: iter([])], ids=["path", "function"])
+def test_estimator_refuses_docs_that_are_no_documents_before_training(model, tmp_path, docs):
+    with pytest.raises(TypeError, match="docs must be documents or a dataset, got"):
+        HypencoderEstimator(make_trainer(model, tmp_path / "out"), docs=docs)
+
+
+def test_untrained_estimator_can_be_inspected(model, tmp_path):
+    estimator = HypencoderEstimator(make_trainer(model, tmp_path / "out"), text_field=["title", "text"])
+    columns = ["qid", "docno", "query", "title", "text"]
+    assert pt.inspect.transformer_inputs(estimator) == [columns]
+    assert pt.inspect.transformer_outputs(estimator, columns) == [*columns, "score", "rank"]
+    assert pt.inspect.subtransformers(estimator) == {} and "Estimator" in pt.schematic.draw(estimator)
+
+
+def test_too_few_negatives_name_the_option_of_the_estimator(model, topics, qrels, candidates, tmp_path):
+    with pytest.raises(ValueError, match="fewer than 8 negatives: they have at most 7. Set negatives_per_row=7"):
+        few = candidates[candidates["rank"] < 9]
+        HypencoderEstimator(make_trainer(model, tmp_path / "out")).fit(few, qrels)

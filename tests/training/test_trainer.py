@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from tiny_training import load_tokenizer, make_batch, make_encoder, make_rows, make_trainer, read_weights, train
 
 from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndexer, HypencoderTrainer
+from pyterrier_hypencoder.training import run_state
 from pyterrier_hypencoder.training.collator import Collator
 
 
@@ -135,3 +138,93 @@ def test_relative_output_dir_is_resolved_once(tmp_path, monkeypatch):
     trainer = make_trainer("here")
     monkeypatch.chdir("/")
     assert trainer.output_dir == tmp_path / "here" and trainer.arguments.output_dir == str(tmp_path / "here")
+
+
+# Rows, epochs and callbacks
+
+
+@pytest.mark.parametrize("kind", ["path", "string", "list", "dataset"])
+def test_trainer_takes_rows_as_path_list_or_dataset(rows_file, tmp_path, untrained, kind):
+    rows = [json.loads(line) for line in rows_file.read_text().splitlines()]
+    given = {"path": rows_file, "string": str(rows_file), "list": rows, "dataset": datasets.Dataset.from_list(rows)}[kind]
+    trainer = make_trainer(tmp_path, untrained, tokenizer=None, max_steps=1)
+    with pytest.raises(ValueError, match="must be fitted first"):
+        _ = trainer.model
+    folder = trainer.fit(given, negatives_per_row=3)
+    assert trainer.model.name_or_path == str(folder)
+    assert trainer.model.encode_queries(["a"]).spec == untrained.qnet_spec
+
+
+def test_trainer_trains_a_hypencoder_from_the_users_bi_encoder(rows_file, tmp_path, dense):
+    start = Hypencoder.from_dense(dense, hidden=[8])
+    options = {"tokenizer": None, "train": "head", "losses": ["listwise_ce"], "learning_rate": 1e-2}
+    trainer = make_trainer(tmp_path, start, **options)
+    trainer.fit(rows_file, negatives_per_row=3)
+    assert trainer.model.fingerprint == dense.fingerprint  # so indexes of the dense model stay valid
+    assert trainer.model.dense_start is None and trainer.model.doc_max_length == dense.doc_max_length
+    assert not trainer.model.encode_queries(["a"]).flatten().equal(start.encode_queries(["a"]).flatten())
+
+
+def test_negatives_per_row_of_sampled_rows_is_refused(rows_file, tmp_path):
+    with pytest.raises(ValueError, match="negatives_per_row has no effect on TrainingRows"):
+        make_trainer(tmp_path).fit(make_rows(rows_file), Collator(load_tokenizer()), negatives_per_row=2)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 2), (2.5, 5), (0.1, 1)])
+def test_epochs_count_passes_over_the_rows(rows_file, tmp_path, epochs, steps):
+    options = {"max_steps": 1000, "epochs": epochs, "batch_size": 2, "arguments": {"gradient_accumulation_steps": 2}}
+    trainer = make_trainer(tmp_path, **options)
+    assert f"epochs={epochs}" in repr(trainer)
+    trainer.fit(make_rows(rows_file), Collator(load_tokenizer()))
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == [f"checkpoint-{steps}"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_steps": 1000, "epochs": 0}, "epochs must be positive, got 0"),
+        ({"max_steps": 5, "epochs": 1}, "Give epochs or max_steps, not both, got 1 and 5"),
+    ],
+)
+def test_invalid_epochs_are_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, **options)
+
+
+def test_callbacks_are_called_and_can_stop_the_run(rows_file, tmp_path):
+    import transformers
+
+    seen = []
+
+    class Watcher(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            seen.append(state.global_step)
+
+    options = {"max_steps": 20, "arguments": {"eval_steps": 1}, "train": "head"}
+    trainer = make_trainer(tmp_path, callbacks=[Watcher(), transformers.EarlyStoppingCallback(2)], **options)
+    trainer.fit(make_rows(rows_file), Collator(load_tokenizer()), validate=lambda folder: {"AP": 1 / len(seen)}, best="AP")
+    assert seen == [1, 2, 3]
+
+
+def test_only_the_last_checkpoint_keeps_the_state_of_the_optimiser(rows_file, tmp_path):
+    scores = iter([0.5, 0.1, 0.1, 0.1, 0.1])
+    options = {"max_steps": 4, "arguments": {"eval_steps": 1}, "validate": lambda folder: {"AP": next(scores)}, "best": "AP"}
+    train(tmp_path, rows_file, **options)
+    kept = {path.name: (path / "optimizer.pt").exists() for path in tmp_path.glob("checkpoint-*")}
+    assert kept == {"checkpoint-1": False, "checkpoint-4": True}
+    train(tmp_path, rows_file, **(options | {"max_steps": 5}), resume=True)
+    assert (tmp_path / "checkpoint-5").exists()
+    for path in ("checkpoint-5", "checkpoint-4"):
+        shutil.rmtree(tmp_path / path, ignore_errors=True)
+    assert run_state.find_last_checkpoint(tmp_path) is None  # the best one has no optimiser
+
+
+def test_trained_model_records_its_training_for_the_card(rows_file, tmp_path, untrained):
+    trainer = make_trainer(tmp_path / "out", untrained, tokenizer=None, max_steps=2, arguments={"eval_steps": 1})
+    scores = iter([0.5, 0.25])
+    folder = trainer.fit(rows_file, negatives_per_row=3, validate=lambda folder: {"AP": next(scores)}, best="AP")
+    training = json.loads((folder / "training.json").read_text())
+    assert training["measures"] == {"AP": 0.5} and training["rows"] == ["rows.jsonl"] and training["steps"] == 2
+    assert training["started_from"] == "hypencoder"
+    card = (trainer.model.save_pretrained(tmp_path / "saved", card=True) / "README.md").read_text()
+    assert "| AP | 0.5 |" in card and "| losses | margin_mse: 1 |" in card and str(tmp_path) not in card

@@ -62,7 +62,7 @@ def test_impossible_choice_of_best_checkpoint_raises(rows_file, tmp_path, best, 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"num_train_epochs": 1}, "num_train_epochs has no effect, .* got 1. Set max_steps to epochs"),
+        ({"num_train_epochs": 1}, "num_train_epochs is no key of arguments, got 1. Set the option epochs instead"),
         (
             {"warmup_step": 3},
             "must be options of transformers.TrainingArguments, got 'warmup_step'. Did you mean 'warmup_steps'",

@@ -12,6 +12,7 @@ import tracemalloc
 from itertools import islice
 from types import SimpleNamespace
 
+import datasets
 import pytest
 import torch
 from example_rows import list_ids, make_row, write_rows
@@ -176,7 +177,10 @@ def test_short_rows_raise_or_are_skipped_and_counted(tmp_path, caplog):
     assert "Skipped 2 of 4 rows" in caplog.text
     alone = write_rows(tmp_path / "short.jsonl", bad)
     for epochs in (1, None):
-        with pytest.raises(ValueError, match="All 2 rows in .* have no positive or fewer than 8 negatives"):
+        with pytest.raises(
+            ValueError,
+            match="All 2 rows in .* have no positive or fewer than 8 negatives: they have at most 3. Set negatives_per_row=3",
+        ):
             list(TrainingRows(alone, RowSampler(), on_too_few_items="skip", epochs=epochs))
 
 
@@ -193,3 +197,50 @@ def test_short_rows_raise_or_are_skipped_and_counted(tmp_path, caplog):
 def test_invalid_options_raise(two_files, options, message):
     with pytest.raises(ValueError, match=message):
         TrainingRows(two_files, RowSampler(), **options)
+
+
+# Rows in memory
+
+
+@pytest.mark.parametrize("kind", ["list", "dataset"])
+def test_rows_in_memory_are_sampled_like_rows_of_a_file(tmp_path, kind):
+    rows = [make_row(n) for n in range(30)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    source = rows if kind == "list" else datasets.Dataset.from_list(rows)
+    from_file = TrainingRows(path, RowSampler(negatives_per_row=3), shuffle_buffer=0)
+    assert list(TrainingRows(source, RowSampler(negatives_per_row=3), shuffle_buffer=0)) == list(from_file)
+    shuffled = TrainingRows(source, RowSampler(negatives_per_row=3), epochs=2)
+    first, second = list_ids(shuffled)[:30], list_ids(shuffled)[30:]
+    assert first != second and sorted(first) == sorted(second) == sorted(list_ids(from_file))
+    assert list_ids(shuffled) == list_ids(pickle.loads(pickle.dumps(shuffled)))
+
+
+def test_rows_in_memory_are_split_over_workers_and_processes():
+    rows = TrainingRows([make_row(n) for n in range(20)], RowSampler(negatives_per_row=3))
+    together = list_ids(DataLoader(rows, batch_size=None, num_workers=2))
+    assert sorted(together) == sorted(list_ids(rows)) and len(together) == 20
+    rest = TrainingRows(rows.rows, rows.sampler, skip=4, world_size=2, rank=1, epochs=None)
+    assert list_ids(islice(rest, 6)) == list_ids(rows)[9::2]
+
+
+@pytest.mark.parametrize("source", [iter([]), {"query": {}}, 3], ids=["iterator", "one row", "number"])
+def test_rows_that_can_be_read_only_once_are_refused(source):
+    with pytest.raises(TypeError, match="must be paths, a list of rows or a datasets.Dataset, got"):
+        TrainingRows(source, RowSampler())
+
+
+def test_count_rows_leaves_out_skipped_rows(tmp_path):
+    rows = [make_row(n, items=12 if n % 3 else 2) for n in range(30)]
+    for source in (rows, write_rows(tmp_path / "rows.jsonl", rows)):
+        assert TrainingRows(source, RowSampler(), on_too_few_items="skip").count_rows() == 20
+        assert TrainingRows(source, RowSampler()).count_rows() == 30
+
+
+def test_positive_auto_uses_types_if_rows_have_them():
+    typed = make_row(0)
+    for i, item in enumerate(typed["items"]):
+        item["type"] = "positive" if i == 2 else "negative"
+    untyped = {**typed, "items": [{**item, "type": None} for item in typed["items"]]}
+    for row, position in ((typed, 2), (untyped, 0)):
+        (sampled,) = TrainingRows([row], RowSampler(positive="auto", negatives_per_row=3))
+        assert sampled["item_ids"][0] == row["items"][position]["id"]

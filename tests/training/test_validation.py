@@ -7,6 +7,7 @@ import pandas as pd
 import pyterrier as pt
 import pytest
 
+from pyterrier_hypencoder import BiEncoder, HypencoderIndexer
 from pyterrier_hypencoder.training.validation import Validation
 
 
@@ -89,3 +90,17 @@ def test_inputs_of_wrong_types_raise_value_error(topics, qrels, docs, options, m
 def test_judged_only_is_refused_for_candidates(candidates, qrels):
     with pytest.raises(ValueError, match="judged_only has no effect"):
         Validation(candidates, qrels, judged_only=True)
+
+
+def test_validation_indexes_again_only_if_document_vectors_have_changed(dense, docs, topics, qrels, monkeypatch):
+    indexed = []
+    index = HypencoderIndexer.index
+    monkeypatch.setattr(HypencoderIndexer, "index", lambda self, docs: indexed.append(1) or index(self, docs))
+    validation = Validation(topics, qrels, docs)
+    other_queries = BiEncoder(dense.name_or_path, device="cpu", doc_max_length=64, query_prefix="a ")
+    other_documents = BiEncoder(dense.name_or_path, device="cpu", doc_max_length=64, doc_prefix="a ")
+    first = validation(dense)
+    for encoder, expected in ((dense, 1), (other_queries, 1), (other_documents, 2), (dense, 3)):
+        found = validation(encoder)
+        assert len(indexed) == expected
+        assert encoder is not dense or found == first

@@ -383,6 +383,8 @@ TRANSFORMERS = {
     "scorer": HypencoderScorer("nowhere.hyp", MODEL),
     "scorer of text": HypencoderScorer(model=MODEL, text_field=["title", "body"]),
     "text scorer": MODEL.text_scorer(),
+    "encoder": MODEL,
+    "bi-encoder": BiEncoder("nobody/nothing"),
     "document encoder": MODEL.doc_encoder(),
     "query encoder": MODEL.query_encoder(),
     "vector loader": VecLoader("nowhere.hyp"),
@@ -405,6 +407,9 @@ TestUnboundRetriever = pt.testing.transformer_test_class(lambda: TRANSFORMERS["u
 TestScorer = pt.testing.transformer_test_class(lambda: TRANSFORMERS["scorer"])
 TestScorerOfText = pt.testing.transformer_test_class(lambda: TRANSFORMERS["scorer of text"])
 TestTextScorer = pt.testing.transformer_test_class(lambda: TRANSFORMERS["text scorer"])
+TestEncoder = pt.testing.transformer_test_class(lambda: TRANSFORMERS["encoder"])
+TestBiEncoder = pt.testing.transformer_test_class(lambda: TRANSFORMERS["bi-encoder"])
+TestSearchWithQueryVectors = pt.testing.transformer_test_class(lambda: MODEL.query_encoder() >> TRANSFORMERS["retriever"])
 TestDocEncoder = pt.testing.transformer_test_class(lambda: TRANSFORMERS["document encoder"])
 TestQueryEncoder = pt.testing.transformer_test_class(lambda: TRANSFORMERS["query encoder"])
 TestVecLoader = pt.testing.transformer_test_class(lambda: TRANSFORMERS["vector loader"])
@@ -429,8 +434,11 @@ TestLongerPipeline = pt.testing.transformer_test_class(lambda: TRANSFORMERS["lon
         ),
         ("text scorer", ["qid", "docno", "query", "text"], ["qid", "docno", "query", "text", "score", "rank"]),
         ("text scorer", ["qid", "docno", "query_vec", "doc_vec"], ["qid", "docno", "query_vec", "doc_vec", "score", "rank"]),
-        ("document encoder", ["text"], ["text", "doc_vec"]),
-        ("query encoder", ["query"], ["query", "query_vec"]),
+        ("encoder", ["qid", "query"], ["qid", "query", "query_vec"]),
+        ("encoder", ["docno", "text"], ["docno", "text", "doc_vec"]),
+        ("bi-encoder", ["qid", "docno", "query", "text"], ["qid", "docno", "query", "text", "score", "rank"]),
+        ("document encoder", ["docno", "text"], ["docno", "text", "doc_vec"]),
+        ("query encoder", ["qid", "query"], ["qid", "query", "query_vec"]),
         ("vector loader", ["docno"], ["docno", "doc_vec"]),
         ("vector loader", ["docid"], ["docid", "doc_vec"]),
         ("pipeline", ["qid", "query"], ["qid", "query", *RANKED]),
@@ -441,6 +449,19 @@ def test_inspected_inputs_and_outputs(name, inputs, outputs):
     assert inputs in pt.inspect.transformer_inputs(TRANSFORMERS[name])
     assert pt.inspect.transformer_outputs(TRANSFORMERS[name], inputs) == outputs
     assert pt.inspect.transformer_outputs(TRANSFORMERS[name], [*inputs, "more"]) == [*inputs, "more", *outputs[len(inputs) :]]
+
+
+@pytest.mark.parametrize("name", ["encoder", "query encoder"])
+def test_inspection_of_query_encoder_before_retriever_wants_qid_and_query(name):
+    pipeline = TRANSFORMERS[name] >> TRANSFORMERS["retriever"]
+    assert pt.inspect.transformer_inputs(pipeline)[0] == ["qid", "query"]
+    assert pt.inspect.transformer_outputs(pipeline, ["qid", "query"]) == ["qid", "query", "query_vec", *RANKED]
+
+
+def test_encoder_scores_candidates_in_schematics(bm25):
+    loaded = bm25 >> pt.apply.text(lambda row: "")
+    drawn = pt.schematic.transformer_schematic(loaded >> MODEL, input_columns=["qid", "query"])
+    assert {"score", "rank"} <= set(drawn["transformers"][-1]["output_columns"])
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
