@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from .. import scoring
 from ..options import check_choice, check_non_negative, check_number, check_positive, list_items
+from ..qnet import QNets
 from ..search.choose import ALGORITHMS
 from ..search.graph import VARIANTS
 
@@ -22,7 +25,16 @@ def check_search_options(retriever: Any) -> None:
     check_choice("algorithm", retriever.algorithm, ALGORITHMS)
     check_choice("precision", retriever.precision, scoring.PRECISIONS)
     check_choice("variant", retriever.variant, VARIANTS)
-    counts = ("num_results", "batch_size", "initial_candidates", "n_candidates", "max_iter", "graph_k", "max_rounds")
+    counts = (
+        "num_results",
+        "batch_size",
+        "initial_candidates",
+        "n_candidates",
+        "max_iter",
+        "graph_k",
+        "max_rounds",
+        "ef_search",
+    )
     for name in counts:
         check_positive(name, getattr(retriever, name))
     for name in ("n_initial", "n_per_round"):
@@ -33,3 +45,18 @@ def check_search_options(retriever: Any) -> None:
     if retriever.entry_points is not None and not list_items("entry_points", retriever.entry_points, str, "docnos"):
         raise ValueError(f"entry_points must be a collection with at least one docno, got {retriever.entry_points!r}.")
     scoring.resolve_device(retriever.device)
+
+
+def read_query_vectors(qnets: QNets) -> Tensor:
+    """Return the query vectors (Q, D) of q-nets for HNSW search.
+
+    Raises:
+        ValueError: If the q-nets are networks.
+    """
+    if not qnets.spec.is_linear:
+        raise ValueError(
+            "algorithm='hnsw' must have q-nets that are single vectors, as those of a BiEncoder are, got networks "
+            f"{qnets.spec.vector_dimensions}. HNSW finds documents by inner products, and no vector ranks them like a "
+            "network. Use algorithm='surrogate' or 'graph'."
+        )
+    return qnets.weights[0].squeeze(-1)
