@@ -22,8 +22,10 @@ from .index.inner_product import InnerProductIndex, build_inner_product_index, o
 from .index.layout import get_graph_path, list_graph_sizes
 from .index.neighbour_graph import NeighbourGraph
 from .index.reader import IndexReader
+from .transformers.adaptive import Gar, LadrAdaptive, LadrProactive
 from .transformers.example import build_example_index, make_example_folder
 from .transformers.indexer import DocumentIndexer
+from .transformers.prf import VectorFeedback
 from .transformers.retriever import HypencoderRetriever
 from .transformers.scorer import HypencoderScorer
 from .transformers.vec_loader import VecLoader
@@ -200,6 +202,26 @@ class HypencoderIndex(pt.Artifact):
         """Return a transformer that adds the stored vectors of documents as ``doc_vec``; see :class:`VecLoader`."""
         return VecLoader(self)
 
+    @_takes_options_of(VectorFeedback)
+    def prf(self, *args: Any, **options: Any) -> VectorFeedback:
+        """Return a stage that moves query vectors towards the best documents; see :class:`VectorFeedback`."""
+        return VectorFeedback(self, *args, **options)
+
+    @_takes_options_of(Gar)
+    def gar(self, *args: Any, **options: Any) -> Gar:
+        """Return GAR of pyterrier_adaptive over the neighbour graph of this index; see :class:`Gar`."""
+        return Gar(self, *args, **options)
+
+    @_takes_options_of(LadrProactive)
+    def ladr_proactive(self, *args: Any, **options: Any) -> LadrProactive:
+        """Return LADR of pyterrier_dr over the neighbour graph of this index; see :class:`LadrProactive`."""
+        return LadrProactive(self, *args, **options)
+
+    @_takes_options_of(LadrAdaptive)
+    def ladr_adaptive(self, *args: Any, **options: Any) -> LadrAdaptive:
+        """Return adaptive LADR of pyterrier_dr over the neighbour graph of this index; see :class:`LadrAdaptive`."""
+        return LadrAdaptive(self, *args, **options)
+
     def corpus_graph(
         self, k: int = 100, *, builder: str = "auto", device: str = "auto", verbose: bool = False
     ) -> NeighbourGraph:
@@ -227,9 +249,10 @@ class HypencoderIndex(pt.Artifact):
     def inner_product_index(self, *, verbose: bool = False) -> InnerProductIndex:
         """Return the inner-product index of this index; build it on first use.
 
-        Surrogate search on a CPU uses it, once it has been built, if that should take less time than a product with all
-        vectors. A search never builds it: for 1,000,000 vectors of 384 dimensions, building took 16 minutes on two cores.
-        It is stored inside the index directory, and takes the size of the vectors plus about 280 bytes per document.
+        ``algorithm="hnsw"`` searches it. Surrogate search on a CPU uses it, once it has been built, if that should take less
+        time than a product with all vectors. A search never builds it: for 1,000,000 vectors of 384 dimensions, building
+        took 16 minutes on two cores. It is stored inside the index directory, and takes the size of the vectors plus about
+        280 bytes per document.
 
         Args:
             verbose: If True, show a progress bar.

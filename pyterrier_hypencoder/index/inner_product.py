@@ -128,7 +128,7 @@ class InnerProductIndex:
             groups = np.logical_or.reduceat(is_allowed[self._docids], self._starts[:-1])
             bitmap = np.packbits(groups, bitorder="little")
             options["sel"] = faiss.IDSelectorBitmap(bitmap)  # type: ignore[arg-type, call-arg]
-        parameters: Any = faiss.SearchParametersHNSW(**options)
+        parameters: Any = faiss.SearchParametersHNSW(**options)  # type: ignore[attr-defined]
         functions = queries.float().cpu().numpy()
         found = self._index.search(functions, min(k, self._index.ntotal), params=parameters)[1]
         documents = [self._list_documents(row[row >= 0], limit)[0] for row in found]

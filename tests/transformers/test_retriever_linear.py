@@ -103,8 +103,8 @@ def test_grid_search_sets_ef_search(built):
     retriever = built.retriever(algorithm="hnsw", num_results=1, ef_search=1)
     best = built.retriever(num_results=1)(TOPICS)
     qrels = best[["qid", "docno"]].assign(label=1)
-    pt.GridSearch(retriever, {retriever: {"ef_search": [1, 300]}}, TOPICS.assign(query=""), qrels, nDCG @ 10)
-    assert len(retriever(TOPICS)) == 4
+    table = pt.GridScan(retriever, {retriever: {"ef_search": [1, 300]}}, TOPICS.assign(query=""), qrels, [nDCG @ 10])
+    assert len(table) == 2 and table["nDCG@10"].iloc[0] <= table["nDCG@10"].iloc[1] == 1
 
 
 def test_hnsw_searches_with_a_biencoder(minilm, tmp_path):
