@@ -21,10 +21,12 @@ from .index.graph_builder import open_or_build_graph
 from .index.inner_product import InnerProductIndex, build_inner_product_index
 from .index.neighbour_graph import NeighbourGraph
 from .index.unpacking import unpack
+from .transformers.adaptive import Gar, LadrAdaptive, LadrProactive
 from .transformers.example import build_example_index, make_example_folder
 from .transformers.filters import make_mask
 from .transformers.indexer import DocumentIndexer
 from .transformers.pipeline import IndexedPipeline
+from .transformers.prf import VectorFeedback
 from .transformers.retriever import HypencoderRetriever
 from .transformers.scorer import HypencoderScorer
 from .transformers.signatures import takes_options_of
@@ -213,6 +215,26 @@ class HypencoderIndex(StoredVectors, pt.Artifact, pt.Indexer):
         """
         return make_mask(self.reader, metadata, where)
 
+    @takes_options_of(VectorFeedback)
+    def prf(self, *args: Any, **options: Any) -> VectorFeedback:
+        """Return a stage that moves query vectors towards the best documents; see :class:`VectorFeedback`."""
+        return VectorFeedback(self, *args, **options)
+
+    @takes_options_of(Gar)
+    def gar(self, *args: Any, **options: Any) -> Gar:
+        """Return GAR of pyterrier_adaptive over the neighbour graph of this index; see :class:`Gar`."""
+        return Gar(self, *args, **options)
+
+    @takes_options_of(LadrProactive)
+    def ladr_proactive(self, *args: Any, **options: Any) -> LadrProactive:
+        """Return LADR of pyterrier_dr over the neighbour graph of this index; see :class:`LadrProactive`."""
+        return LadrProactive(self, *args, **options)
+
+    @takes_options_of(LadrAdaptive)
+    def ladr_adaptive(self, *args: Any, **options: Any) -> LadrAdaptive:
+        """Return adaptive LADR of pyterrier_dr over the neighbour graph of this index; see :class:`LadrAdaptive`."""
+        return LadrAdaptive(self, *args, **options)
+
     def corpus_graph(
         self, k: int = 100, *, builder: str = "auto", device: str = "auto", verbose: bool = False
     ) -> NeighbourGraph:
@@ -240,9 +262,10 @@ class HypencoderIndex(StoredVectors, pt.Artifact, pt.Indexer):
     def inner_product_index(self, *, verbose: bool = False) -> InnerProductIndex:
         """Return the inner-product index of this index; build it on first use.
 
-        Surrogate search on a CPU uses it, once it has been built, if that should take less time than a product with all
-        vectors. A search never builds it: for 1,000,000 vectors of 384 dimensions, building took 16 minutes on two cores.
-        It is stored inside the index directory, and takes the size of the vectors plus about 280 bytes per document.
+        ``algorithm="hnsw"`` searches it. Surrogate search on a CPU uses it, once it has been built, if that should take less
+        time than a product with all vectors. A search never builds it: for 1,000,000 vectors of 384 dimensions, building
+        took 16 minutes on two cores. It is stored inside the index directory, and takes the size of the vectors plus about
+        280 bytes per document.
 
         Args:
             verbose: If True, show a progress bar.

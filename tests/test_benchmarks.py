@@ -20,6 +20,7 @@ from pyterrier_hypencoder.search.graph import graph_search
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import checks  # noqa: E402
+import dense  # noqa: E402
 import released  # noqa: E402
 import search  # noqa: E402
 from shared.datasets import open_collection  # noqa: E402
@@ -125,3 +126,12 @@ def test_checks_are_measured_for_every_search(monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(",")[0] for line in lines[4:]] == ["exhaustive", "exhaustive", "graph", "surrogate"]
     assert all(float(line.split()[-1]) > 0 for line in lines[4:])
+
+
+def test_dense_benchmark_compares_both_packages_on_the_same_vectors(capsys):
+    pytest.importorskip("pyterrier_dr")
+    arguments = "--documents 300 --dimensions 8 --queries 3 --k 5 --neighbours 8 --threads 1"
+    table = dense.main(arguments.split())
+    assert table["system"].tolist() == ["ours", "pyterrier_dr"] * 4 and table["ef_search"].tolist()[::2] == [5, 10, 20, 40]
+    assert (table[["ms_p50", "ms_batch"]] > 0).all().all() and table["recall"].between(0.5, 1).all()
+    assert re.search(r"recall 0.9: ms_p50 .* ratio", capsys.readouterr().out)

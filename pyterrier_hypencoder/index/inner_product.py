@@ -1,4 +1,4 @@
-"""The inner-product index: an HNSW index of faiss that surrogate search can use in place of a product with all vectors.
+"""The inner-product index: an HNSW index of faiss, for HNSW search and in place of the products of surrogate search.
 
 It is built only on request, because building takes long: 16 minutes for 1,000,000 vectors of 384 dimensions on two
 cores. There, a surrogate search with the bundled model takes 26 ms with it and 75 ms without, at a recall of 0.9995.
@@ -21,6 +21,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from ..search.hnsw import VECTORS_PER_VISIT
 from .checksums import TABLE_KEY, check_file, has_checksums, make_table
 from .distinct import DistinctVectors
 from .files import replace_file, write_json
@@ -38,11 +39,10 @@ _FACTORY = "HNSW32"  # 32 neighbours per vector, twice as many in the lowest lay
 _EF_CONSTRUCTION = 200  # with 40, the default of faiss, searches take a third longer for the same recall
 _MAX_HNSW_BYTES = 2048  # per document, beside its vector; about 280 in fact
 _TILE_BYTES = 2**25
-_VECTORS_PER_VISIT = 32  # a product with 32 vectors takes as long as one visit of HNSW (two cores, 384 dimensions)
 
 
 class InnerProductIndex:
-    """Approximate maximum inner product search over an index; a scan for surrogate search.
+    """Approximate maximum inner product search over an index, for HNSW search and as a scan of surrogate search.
 
     Opens the files that :func:`build_inner_product_index` has written, as a memory map on Linux and Windows. Their checksums
     are compared first, which reads them completely.
@@ -83,7 +83,7 @@ class InnerProductIndex:
             k: Number of documents per query.
             seen: Documents to leave out, (Q, N).
         """
-        return _VECTORS_PER_VISIT * n_queries * self._count_visits(k, seen) <= self._doc_count
+        return VECTORS_PER_VISIT * n_queries * self._count_visits(k, seen) <= self._doc_count
 
     def _count_visits(self, k: int, seen: Tensor) -> int:
         """Return the number of documents to look at, because all seen ones may be among the best."""
@@ -107,6 +107,34 @@ class InnerProductIndex:
         best = all_values.masked_fill(seen.gather(1, all_docids), -torch.inf).topk(k, dim=1)
         return best.values, all_docids.gather(1, best.indices)
 
+    def find(self, queries: Tensor, k: int, ef_search: int, allowed: np.ndarray | None = None) -> list[np.ndarray]:
+        """Return the documents with the largest inner products, for :func:`pyterrier_hypencoder.search.hnsw.hnsw_search`.
+
+        Args:
+            queries: Query vectors, (Q, D).
+            k: Number of documents per query.
+            ef_search: Number of candidates that HNSW keeps. More candidates find more of the best documents.
+            allowed: Docids that may be returned, for all queries; None for all documents.
+
+        Returns:
+            At most k docids per query.
+        """
+        import faiss
+
+        options: dict[str, Any] = {"efSearch": max(ef_search, k)}
+        limit, is_allowed = k, np.ones(0, dtype=bool)
+        if allowed is not None:
+            limit, is_allowed = self._doc_count, np.zeros(self._doc_count, dtype=bool)
+            is_allowed[allowed] = True
+            groups = np.logical_or.reduceat(is_allowed[self._docids], self._starts[:-1])
+            bitmap = np.packbits(groups, bitorder="little")
+            options["sel"] = faiss.IDSelectorBitmap(bitmap)  # type: ignore[arg-type, call-arg]
+        parameters: Any = faiss.SearchParametersHNSW(**options)  # type: ignore[attr-defined]
+        functions = queries.float().cpu().numpy()
+        found = self._index.search(functions, min(k, self._index.ntotal), params=parameters)[1]
+        documents = [self._list_documents(row[row >= 0], limit)[0] for row in found]
+        return documents if allowed is None else [docids[is_allowed[docids]][:k] for docids in documents]
+
     def _list_documents(self, groups: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the first documents of some groups of equal vectors (G,), and the place of each one's group."""
         sizes = (self._starts[groups + 1] - self._starts[groups]).clip(max=limit)
@@ -125,6 +153,25 @@ def open_inner_product_index(reader: IndexReader) -> InnerProductIndex | None:
         ValueError: If its files are damaged.
     """
     return InnerProductIndex(reader) if is_built(reader) else None
+
+
+def require_inner_product_index(reader: IndexReader) -> InnerProductIndex:
+    """Open the inner-product index.
+
+    Args:
+        reader: The index.
+
+    Raises:
+        FileNotFoundError: If there is none for the present state of the index.
+        ValueError: If its files are damaged.
+    """
+    index = open_inner_product_index(reader)
+    if index is None:
+        raise FileNotFoundError(
+            f"algorithm='hnsw' must have an inner-product index in {reader.path}, got none for the present state of the "
+            "index. Build it once with index.inner_product_index()."
+        )
+    return index
 
 
 def build_inner_product_index(reader: IndexReader, *, verbose: bool = False) -> InnerProductIndex:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-ALGORITHMS = ("auto", "exhaustive", "graph", "surrogate")
+ALGORITHMS = ("auto", "exhaustive", "graph", "surrogate", "hnsw")
+EXHAUSTIVE_IF_LINEAR = ("graph", "surrogate")
+"""Algorithms that score all documents if q-nets are single vectors: approximating an inner product cannot be faster."""
 
 EXHAUSTIVE_UP_TO = 20_000
 """Number of allowed documents up to which a CPU scores all of them."""

@@ -12,16 +12,17 @@ import pyterrier as pt
 
 from .. import scoring
 from ..encoders.base import Encoder
-from ..index.files import read_file_version, resolve_path
-from ..index.inner_product import FACTS_FILE, is_built
+from ..index.files import resolve_path
+from ..index.inner_product import InnerProductIndex, is_built, require_inner_product_index
 from ..index.neighbour_graph import NeighbourGraph, has_graph, open_graph
 from ..index.reader import IndexReader
 from ..qnet import QNets
-from ..search.choose import choose_algorithm
+from ..search.choose import EXHAUSTIVE_IF_LINEAR, choose_algorithm
 from ..search.entry_points import SEED, default_n_initial, draw_entry_points
 from ..search.exhaustive import exhaustive_search
 from ..search.finite import NonFiniteScoreError
 from ..search.graph import graph_search
+from ..search.hnsw import EF_SEARCH, hnsw_search
 from ..search.results import Results
 from ..search.scan import Scan
 from ..search.surrogate import surrogate_search
@@ -30,8 +31,8 @@ from .example import build_example_index
 from .filters import count_allowed
 from .opened import IndexTransformer
 from .result_frames import build_result_frame, check_topics, list_statistics, split_candidates
-from .scans import open_scan
-from .search_options import check_search_options
+from .scans import open_scan, read_inner_product_version
+from .search_options import check_search_options, read_query_vectors
 from .signatures import check_option_names
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
     - **Algorithm**: ``algorithm``, ``entry_points``, ``seed``.
     - **Graph search**: ``initial_candidates``, ``n_candidates``, ``max_iter``, ``early_stop``, ``variant``, ``graph_k``.
     - **Surrogate search**: ``n_initial``, ``max_rounds``, ``n_per_round``, ``ridge``.
+    - **HNSW search**: ``ef_search``.
     - **Filters**: ``allowed_docnos``, ``excluded_docnos``, ``mask``, ``ignore_same_id``.
     - **Evaluation of q-nets**: ``device``, ``precision``, ``qnet_width``.
 
@@ -69,6 +71,8 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         algorithm: The search algorithm. ``exhaustive`` scores all documents. ``graph`` is Algorithm 1 of the paper, a greedy
             search over the neighbour graph. ``surrogate`` fits a linear approximation of the q-net, scores its top
             documents, and repeats; on a CPU it uses :meth:`HypencoderIndex.inner_product_index` if that has been built.
+            ``hnsw`` searches the HNSW index of that method, for q-nets that are single vectors (``BiEncoder``). For such
+            q-nets, ``graph`` and ``surrogate`` are exhaustive, which is exact and not slower.
             ``auto`` chooses by the rules of :mod:`pyterrier_hypencoder.search.choose`. If the entry points already cover all
             allowed documents, the search is exhaustive.
         entry_points: Docnos that ``graph`` and ``surrogate`` score first, for all queries. Alternatively pass a frame with a
@@ -90,6 +94,8 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         n_per_round: Number of documents that each round of ``surrogate`` scores. None uses half of ``num_results``, and at
             least 250.
         ridge: Regularisation of the linear functions of ``surrogate``, relative to the mean variance of the vectors.
+        ef_search: Number of candidates that ``hnsw`` keeps, at least ``num_results``. More candidates cost more time and
+            find more of the best documents.
         allowed_docnos: Docnos that may be returned, for all queries. None allows all documents. A column of the same name in
             the topics filters single queries (a collection of docnos per query, or None). A document must pass all filters.
             Docnos that the index does not contain are ignored.
@@ -136,6 +142,7 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         max_rounds: int = 8,
         n_per_round: int | None = None,
         ridge: float = 0.05,
+        ef_search: int = EF_SEARCH,
         allowed_docnos: Collection[str] | None = None,
         excluded_docnos: Collection[str] | None = None,
         mask: Any = None,
@@ -164,6 +171,7 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         self.max_rounds = max_rounds
         self.n_per_round = n_per_round
         self.ridge = ridge
+        self.ef_search = ef_search
         self.allowed_docnos = allowed_docnos
         self.excluded_docnos = excluded_docnos
         self.mask = mask
@@ -195,11 +203,11 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         Raises:
             pt.validate.InputValidationError: If columns are missing, or if there are documents and the search is exhaustive.
             ValueError: If an option, a query or a docno is not valid, or the model does not fit the index.
-            FileNotFoundError: If there is no index, or no neighbour graph for ``graph``.
+            FileNotFoundError: If there is no index, no neighbour graph for ``graph``, or no HNSW index for ``hnsw``.
         """
         check_search_options(self)
         scoring.resolve_device(self.device)
-        check_topics(inp, allow_candidates=self.algorithm != "exhaustive")
+        check_topics(inp, allow_candidates=self.algorithm not in ("exhaustive", "hnsw"))
         topics, candidates = split_candidates(inp)
         kept = topics.drop(columns="query_vec", errors="ignore") if self.drop_query_vec else topics
         statistics = list_statistics(self.algorithm) if self.return_stats else {}
@@ -263,6 +271,10 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         score = scoring.make_scorer(qnets, device=self.device, precision=self.precision)
         n_allowed = count_allowed(allowed, reader.doc_count)
         algorithm = self._choose_algorithm(reader, qnets, n_allowed, candidates is not None)
+        if algorithm == "hnsw":
+            vectors, find = read_query_vectors(qnets), self._open_inner_product_index(reader).find
+            k, ef_search = self.num_results, self.ef_search
+            return hnsw_search(find, score, reader.vectors, vectors, k, ef_search=ef_search, allowed=allowed)
         if algorithm != "exhaustive":
             entry_points = self._find_entry_points(reader, qnets, candidates, algorithm)
             if not self._covers_all(entry_points, n_allowed):
@@ -271,6 +283,9 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         return exhaustive_search(score, reader.vectors, len(qnets), self.num_results, allowed=allowed, progress=progress)
 
     def _choose_algorithm(self, reader: IndexReader, qnets: QNets, n_allowed: int, has_candidates: bool) -> str:
+        if qnets.spec.is_linear and self.algorithm in EXHAUSTIVE_IF_LINEAR:
+            logger.info("algorithm=%r: q-nets are single vectors, so the search is exhaustive", self.algorithm)
+            return "exhaustive"
         if self.algorithm != "auto":
             return self.algorithm
         choice = choose_algorithm(
@@ -365,12 +380,11 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         return self._open("graph", (reader.version, self.graph_k), lambda: open_graph(reader, self.graph_k))
 
     def _open_scan(self, reader: IndexReader) -> Scan | None:
-        return self._open("scan", _read_inner_product_version(reader), lambda: open_scan(reader))
+        return self._open("scan", read_inner_product_version(reader), lambda: open_scan(reader))
+
+    def _open_inner_product_index(self, reader: IndexReader) -> InnerProductIndex:
+        version = read_inner_product_version(reader)
+        return self._open("inner_product_index", version, lambda: require_inner_product_index(reader))
 
     def _has_inner_product_index(self, reader: IndexReader) -> bool:
-        return self._open("has_inner_product_index", _read_inner_product_version(reader), lambda: is_built(reader))
-
-
-def _read_inner_product_version(reader: IndexReader) -> tuple[Any, ...]:
-    """Return a value that changes if the index or its inner-product index is replaced."""
-    return reader.version, read_file_version(reader.folder, FACTS_FILE)
+        return self._open("has_inner_product_index", read_inner_product_version(reader), lambda: is_built(reader))

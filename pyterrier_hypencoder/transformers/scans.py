@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
-from ..index.inner_product import InnerProductIndex, open_inner_product_index
+from ..index.files import read_file_version
+from ..index.inner_product import FACTS_FILE, InnerProductIndex, open_inner_product_index
 from ..index.reader import IndexReader
 from ..search.scan import Scan, make_exact_scan
 
@@ -31,3 +34,8 @@ def open_scan(reader: IndexReader) -> Scan | None:
     """Open the scan of an index on a CPU; return None for the exact scan. Nothing is ever built here."""
     index = open_inner_product_index(reader)
     return None if index is None else IndexedScan(index, make_exact_scan(reader.vectors))
+
+
+def read_inner_product_version(reader: IndexReader) -> tuple[Any, ...]:
+    """Return a value that changes if the index or its inner-product index is replaced."""
+    return reader.version, read_file_version(reader.folder, FACTS_FILE)

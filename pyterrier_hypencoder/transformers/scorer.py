@@ -94,7 +94,7 @@ class HypencoderScorer(IndexTransformer, TextScorer):
         """Score and rank a result frame; see :meth:`TextScorer.transform`."""
         if self._index is None or not len(inp):
             return super().transform(inp)
-        return self._read_index(lambda reader: _PinnedScorer(self, reader).transform(inp))
+        return self._read_index(lambda reader: PinnedScorer(self, reader).transform(inp))
 
     def _list_document_columns(self) -> list[list[str]]:
         return super()._list_document_columns() if self._index is None else [[], ["doc_vec"]]
@@ -147,7 +147,7 @@ class HypencoderScorer(IndexTransformer, TextScorer):
         return self._read_index(score)
 
 
-class _PinnedScorer(HypencoderScorer):
+class PinnedScorer(HypencoderScorer):
     """A scorer during one call, which reads one state of the index throughout.
 
     Args:
@@ -161,6 +161,7 @@ class _PinnedScorer(HypencoderScorer):
         self._reader = reader
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Score and rank a result frame; see :meth:`TextScorer.transform`."""
         return TextScorer.transform(self, inp)
 
     def _open_reader(self) -> IndexReader:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from .. import scoring
 from ..options import check_choice, check_non_negative, check_number, check_positive, list_items
+from ..qnet import QNets
 from ..search.choose import ALGORITHMS
 from ..search.graph import VARIANTS
 from .filters import check_mask
@@ -26,7 +29,7 @@ def check_search_options(retriever: Any) -> None:
     check_choice("algorithm", retriever.algorithm, ALGORITHMS)
     check_choice("precision", retriever.precision, scoring.PRECISIONS)
     check_choice("variant", retriever.variant, VARIANTS)
-    counts = ("num_results", "batch_size", "initial_candidates", "n_candidates", "max_iter", "max_rounds")
+    counts = ("num_results", "batch_size", "initial_candidates", "n_candidates", "max_iter", "max_rounds", "ef_search")
     for name in counts:
         check_positive(name, getattr(retriever, name))
     if retriever.graph_k is not None:
@@ -42,3 +45,18 @@ def check_search_options(retriever: Any) -> None:
     if retriever.mask is not None:
         check_mask(retriever.mask)
     get_index_path(retriever._index)
+
+
+def read_query_vectors(qnets: QNets) -> Tensor:
+    """Return the query vectors (Q, D) of q-nets for HNSW search.
+
+    Raises:
+        ValueError: If the q-nets are networks.
+    """
+    if not qnets.spec.is_linear:
+        raise ValueError(
+            "algorithm='hnsw' must have q-nets that are single vectors, as those of a BiEncoder are, got networks "
+            f"{qnets.spec.vector_dimensions}. HNSW finds documents by inner products, and no vector ranks them like a "
+            "network. Use algorithm='surrogate' or 'graph'."
+        )
+    return qnets.weights[0].squeeze(-1)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +26,10 @@ from pyterrier_hypencoder.index.inner_product import (
     open_inner_product_index,
 )
 from pyterrier_hypencoder.index.reader import IndexReader
+from pyterrier_hypencoder.transformers import retriever
 
 N, D = 2000, 16
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 @pytest.fixture(autouse=True)
@@ -268,7 +272,8 @@ def test_surrogate_search_uses_it_only_if_it_is_built_and_worth_it(reader, monke
     calls = []
     search = InnerProductIndex.__call__
     monkeypatch.setattr(InnerProductIndex, "__call__", lambda *arguments: calls.append(1) or search(*arguments))
-    monkeypatch.setattr(inner_product, "_VECTORS_PER_VISIT", 5)
+    monkeypatch.setattr(inner_product, "VECTORS_PER_VISIT", 5)
+    monkeypatch.setattr(retriever, "EXHAUSTIVE_IF_LINEAR", ())
     topics = pd.DataFrame({"qid": ["1"], "query_vec": list(np.random.default_rng(1).normal(size=(1, D)))})
     index = HypencoderIndex(reader.path)
     surrogate = index.retriever(num_results=20, algorithm="surrogate", n_initial=50, device="cpu")
@@ -288,10 +293,57 @@ def test_surrogate_search_uses_it_only_if_it_is_built_and_worth_it(reader, monke
 
 
 def test_surrogate_search_over_it_finds_the_exhaustive_results(reader, monkeypatch):
-    monkeypatch.setattr(inner_product, "_VECTORS_PER_VISIT", 5)
+    monkeypatch.setattr(inner_product, "VECTORS_PER_VISIT", 5)
+    monkeypatch.setattr(retriever, "EXHAUSTIVE_IF_LINEAR", ())
     topics = pd.DataFrame({"qid": ["1", "2"], "query_vec": list(np.random.default_rng(1).normal(size=(2, D)))})
     index = HypencoderIndex(reader.path)
     expected = index.retriever(num_results=20)(topics)
     index.inner_product_index()
     found = index.retriever(num_results=20, algorithm="surrogate", n_initial=50, device="cpu")(topics)
     assert len(expected.merge(found, on=["qid", "docno"])) >= 0.9 * len(expected)
+
+
+# HNSW search
+
+
+def find_best(reader: IndexReader, queries: torch.Tensor, k: int, allowed: np.ndarray) -> list[set[int]]:
+    products = (queries @ torch.from_numpy(np.asarray(reader.vectors, dtype=np.float32)).T).numpy()
+    return [set(allowed[np.argsort(-row[allowed])[:k]].tolist()) for row in products]
+
+
+@pytest.mark.parametrize("share", [1, 2, 5])
+def test_find_returns_the_best_allowed_documents(reader, share):
+    queries, allowed = make_queries(5), np.arange(0, N, share)
+    index = build_inner_product_index(reader)
+    found = index.find(queries, 20, 200 * share, None if share == 1 else allowed)
+    assert all(len(set(docids.tolist())) == len(docids) == 20 for docids in found)
+    best = find_best(reader, queries, 20, allowed)
+    assert np.mean([len(set(a.tolist()) & b) / 20 for a, b in zip(found, best, strict=True)]) > 0.95
+
+
+def test_more_candidates_find_more_of_the_best_documents(reader):
+    queries, index = make_queries(20), build_inner_product_index(reader)
+    best = find_best(reader, queries, 5, np.arange(N))
+    recalls = [
+        np.mean([len(set(a.tolist()) & b) / 5 for a, b in zip(index.find(queries, 5, width, None), best, strict=True)])
+        for width in (5, 200)
+    ]
+    assert recalls[0] < recalls[1] and recalls[1] > 0.95
+
+
+def test_find_lists_allowed_documents_among_equal_vectors(tmp_path):
+    vectors = np.repeat(np.eye(3, dtype=np.float32), 100, axis=0)
+    index = build_inner_product_index(write_index(tmp_path / "x.hyp", vectors, dtype="fp16"))
+    query = torch.tensor([[2.0, 1.0, 0.0]])
+    assert sorted(index.find(query, 150, 150)[0].tolist())[:100] == list(range(100))
+    assert index.find(query, 3, 10, np.array([7, 99, 120, 250]))[0].tolist()[:2] == [7, 99]
+
+
+@pytest.mark.parametrize("version", ["1.11", "1.15"])
+def test_index_written_by_another_faiss_can_be_opened_and_searched(version, tmp_path):
+    path = shutil.copytree(FIXTURES / f"hnsw_{version}.hyp", tmp_path / "x.hyp")
+    index, queries = HypencoderIndex(path), np.random.default_rng(1).normal(size=(3, 4))
+    assert is_built(index.reader)
+    topics = pd.DataFrame({"qid": list("abc"), "query_vec": list(queries)})
+    found, expected = (index.retriever(num_results=5, algorithm=name)(topics) for name in ("hnsw", "exhaustive"))
+    assert found["docno"].tolist() == expected["docno"].tolist()

@@ -204,6 +204,7 @@ def test_graph_search_runs_again_if_the_index_was_replaced_before_its_graph_was_
         return open_graph(reader, k)
 
     monkeypatch.setattr(retriever_module, "open_graph", replace_first)
+    monkeypatch.setattr(retriever_module, "EXHAUSTIVE_IF_LINEAR", ())
     graph = index.retriever(algorithm="graph", graph_k=5, initial_candidates=5, num_results=40)
     assert list_generations(graph(QUERY_VECTORS)) == {"2"}
 
@@ -226,7 +227,8 @@ def test_rerank_uses_one_state_of_the_index(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False])
-def test_threads_search_an_index_that_is_replaced_again_and_again(tmp_path, shared):
+def test_threads_search_an_index_that_is_replaced_again_and_again(tmp_path, monkeypatch, shared):
+    monkeypatch.setattr(retriever_module, "EXHAUSTIVE_IF_LINEAR", ())
     path = tmp_path / "x.hyp"
     index = build_generation(path, 0, graph_k=5)
     graph = {"algorithm": "graph", "graph_k": 5, "initial_candidates": 5}
@@ -257,6 +259,7 @@ def test_threads_search_an_index_that_is_replaced_again_and_again(tmp_path, shar
 
 @pytest.mark.parametrize("algorithm", ["exhaustive", "graph", "surrogate"])
 def test_read_only_index_serves_every_search(tmp_path, monkeypatch, algorithm):
+    monkeypatch.setattr(retriever_module, "EXHAUSTIVE_IF_LINEAR", ())
     index = build_generation(tmp_path / "x.hyp", 1, graph_k=5)
 
     def refuse(event: str, args: tuple[Any, ...]) -> None:

@@ -1,0 +1,101 @@
+"""HNSW search: approximate maximum inner product search for q-nets that are single vectors (not in the paper).
+
+An HNSW index finds documents by inner products with rounded vectors. Their scores are then computed from the stored vectors,
+so they equal those of exhaustive search.
+
+A filter makes HNSW visit more documents, because it passes through documents that it must not return. If scoring all allowed
+documents should take less time, they are all scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..scoring import Scorer
+from .documents import Rows, take_rows
+from .exhaustive import exhaustive_search
+from .finite import NonFiniteScoreError, check_finite
+from .results import Results, sort_by_score
+
+EF_SEARCH = 128
+"""Default number of candidates that HNSW keeps."""
+VECTORS_PER_VISIT = 32
+"""A product with 32 vectors takes as long as one visit of HNSW (two cores, 384 dimensions)."""
+
+Find = Callable[[Tensor, int, int, "np.ndarray | None"], list[np.ndarray]]
+"""Finds documents for query vectors (Q, D), a number of results, a number of candidates and the allowed docids (or None)."""
+
+
+@torch.inference_mode()
+def hnsw_search(
+    find: Find,
+    score: Scorer,
+    vectors: Rows,
+    query_vectors: Tensor,
+    k: int,
+    *,
+    ef_search: int = EF_SEARCH,
+    allowed: Sequence[np.ndarray | None] | None = None,
+) -> Results:
+    """Search with a batch of query vectors.
+
+    Args:
+        find: The HNSW index.
+        score: Scorer of the same Q queries.
+        vectors: Vectors of all documents, (N, D), usually a memory map.
+        query_vectors: (Q, D).
+        k: Number of results per query.
+        ef_search: Number of candidates that HNSW keeps, at least k.
+        allowed: For every query the docids that may be returned, or None for all documents.
+
+    Returns:
+        The k best documents found per query. ``n_scored`` counts documents whose score was computed from the stored vectors,
+        not those that HNSW visited.
+    """
+    _check_queries(query_vectors)
+    filters = [None] * len(query_vectors) if allowed is None else list(allowed)
+    n_docs, ef_search = len(vectors), int(max(ef_search, k))
+    groups: dict[int, list[int]] = {}  # queries that share a filter, or have none, are searched together
+    for q, ids in enumerate(filters):
+        groups.setdefault(id(ids), []).append(q)
+    results = Results([], [])
+    order: list[int] = []
+    for queries in groups.values():
+        ids = filters[queries[0]]
+        n_visits = ef_search if ids is None else -(-ef_search * n_docs // max(1, len(ids)))
+        part = score.select(queries)
+        try:
+            if n_visits >= n_docs if ids is None else VECTORS_PER_VISIT * n_visits >= len(ids):
+                found = exhaustive_search(part, vectors, len(queries), k, allowed=[ids] * len(queries))
+            else:
+                found = _rescore(part, vectors, find(query_vectors[queries], k, n_visits, ids))
+        except NonFiniteScoreError as err:
+            raise NonFiniteScoreError(queries[err.query], err.docid, err.vector_is_finite) from err
+        results, order = results.concat(found), order + queries
+    return results.select(np.argsort(order).tolist())
+
+
+def _check_queries(query_vectors: Tensor) -> None:
+    """Raise the error of exhaustive search for a query vector that is not finite, because HNSW finds anything for it."""
+    damaged = (~query_vectors.isfinite().all(dim=1)).nonzero()
+    if len(damaged):
+        raise NonFiniteScoreError(int(damaged[0]), 0, vector_is_finite=True)
+
+
+def _rescore(score: Scorer, vectors: Rows, found: Sequence[np.ndarray]) -> Results:
+    """Score the found documents of every query, and sort them."""
+    counts = torch.tensor([len(docids) for docids in found])
+    docids = torch.from_numpy(np.concatenate(found))  # (M,)
+    queries = torch.arange(len(found)).repeat_interleave(counts)
+    rows = take_rows(vectors, docids)
+    values = score.each(rows, counts.tolist()).float().cpu()
+    check_finite(values, rows, docids, queries)
+    columns = torch.arange(len(docids)) - (counts.cumsum(0) - counts)[queries]
+    scores = torch.full((len(found), max(1, int(counts.max()))), -torch.inf, dtype=torch.float32)
+    ids = torch.zeros(scores.shape, dtype=torch.long)
+    scores[queries, columns], ids[queries, columns] = values, docids
+    return Results.from_tensors(*sort_by_score(scores, ids), n_scored=counts, n_rounds=torch.ones_like(counts))
