@@ -71,7 +71,10 @@ JOBS = {
         lambda path: build(path, DOCS), lambda path, mode: HypencoderIndex(path).corpus_graph(4), ("", ""), _describe_index
     ),
     "build an inner-product index": Job(
-        lambda path: build(path, DOCS), lambda path, mode: HypencoderIndex(path).inner_product_index(), ("", ""), _describe_index
+        lambda path: build(path, DOCS),
+        lambda path, mode: HypencoderIndex(path).inner_product_index(),
+        ("", ""),
+        _describe_index,
     ),
     "save a checkpoint": Job(
         lambda path: save("own Hypencoder", path),
