@@ -1,13 +1,11 @@
 """The small collection that the notebooks search, and its index, which is built once."""
 
-import shutil
 from pathlib import Path
 
-import exactly_one_of_two
 import pandas as pd
 import pyterrier as pt
 
-from pyterrier_hypencoder import BiEncoder, Hypencoder, HypencoderIndex, HypencoderIndexer
+from pyterrier_hypencoder import BiEncoder, HypencoderIndex, HypencoderIndexer
 from shared import apidocs
 from shared.collection import Collection
 from shared.docstrings import make_query
@@ -82,16 +80,3 @@ def build_training_topics(collection: Collection) -> tuple[pd.DataFrame, pd.Data
             rows.append({"qid": f"t{len(rows)}", "query": query, "docno": docno, "label": 1})
     frame = pd.DataFrame(rows)
     return frame[["qid", "query"]], frame[["qid", "docno", "label"]]
-
-
-def train_world(world: exactly_one_of_two.World) -> dict[str, Hypencoder | BiEncoder]:
-    """Train the two models of ``exactly_one_of_two.py``, or load them from :data:`CACHE`."""
-    models: dict[str, Hypencoder | BiEncoder] = {}
-    for name, encoder_class in {"Hypencoder": Hypencoder, "bi-encoder": BiEncoder}.items():
-        folder = CACHE / "world" / name
-        if (folder / "checkpoints" / "model" / "config.json").exists():
-            models[name] = encoder_class(folder / "checkpoints" / "model", device="cpu", dtype="fp32")
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-            models[name] = exactly_one_of_two.train_model(name, world, folder)
-    return models
