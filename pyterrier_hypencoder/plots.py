@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,10 +96,9 @@ def plot_score_surface(
     style: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markersize": 8}
     ax.plot(*places[best].T, "^", **style, label=f"the {len(best)} best")
     ax.figure.colorbar(filled, ax=ax, label="score")
-    names = ("first", "second")
-    labels = [f"{name} {'principal component' if directions is None else 'direction'}" for name in names]
-    ax.set(xlabel=labels[0], ylabel=labels[1], title=f"Scores for {_name_queries(topics)[0]!r}")
-    ax.legend(loc="lower right", fontsize=8)
+    kind = "principal component" if directions is None else "direction"
+    ax.set(xlabel=f"first {kind}", ylabel=f"second {kind}", title=f"Scores for {_name_queries(topics)[0]!r}")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize=8)
     return ax
 
 
@@ -132,9 +132,9 @@ def plot_line_scores(
     scores = qnets.score(torch.lerp(start, end, share[:, None])).numpy()  # (Q, 101)
     ax = _make_axes(ax)
     for number, (name, row) in enumerate(zip(_name_queries(topics), scores, strict=True)):
-        ax.plot(share, row, **_style(number), markevery=20, label=name)
+        ax.plot(share, row, **_style(number), markevery=20, label=shorten(name, 40))
         ax.plot([0, 1], row[[0, -1]], ":", color="grey", linewidth=1, label=None if number else "inner product (straight)")
-    ax.set(xlabel=f"share of the way from {docnos[0]} to {docnos[1]}", ylabel="score")
+    ax.set(xlabel=f"share of the way from {docnos[0]}\nto {docnos[1]}", ylabel="score")
     ax.set_title("Scores between two documents")
     ax.legend(fontsize=8)
     return ax
@@ -210,6 +210,7 @@ def plot_smaller_qnets(
     ax.set_xticks(list(smaller), [str(width) for width in smaller])
     ax.set(xlabel="units kept in each hidden layer", ylabel=f"overlap of the first {k} with the whole q-net")
     ax.set_title("What narrowing costs")
+    ax.set_ylim(min(0.9, ax.get_ylim()[0]), 1.01)
     ax.legend(fontsize=8)
     return ax
 
@@ -281,13 +282,13 @@ def plot_gains(table: pd.DataFrame, measure: str, system: str, baseline: str, *,
     change = (values[system] - values[baseline]).sort_values(ascending=False).to_numpy()
     ax = _make_axes(ax)
     place = np.arange(len(change)) + 1
-    kinds = [("gain", change > 0, "#0072b2", None), ("lose", change < 0, "#e69f00", "////")]
+    kinds: list[tuple[str, Any, str, str | None]] = [("gain", change > 0, "#0072b2", None)]
+    kinds += [("lose", change < 0, "#e69f00", "////"), ("stay the same", change == 0, "none", None)]
     for name, chosen, colour, hatch in kinds:
         label = f"{chosen.sum()} topics {name}"
         ax.bar(
             place[chosen], change[chosen], width=1.0, color=colour, hatch=hatch, edgecolor="black", linewidth=0, label=label
         )
-    ax.bar([], [], color="none", label=f"{(change == 0).sum()} topics stay the same")
     ax.axhline(0, color="black", linewidth=0.8)
     ax.set(xlabel="topics, sorted by change", ylabel=f"change of {measure}", title=f"{system} against {baseline}")
     ax.legend(fontsize=8)
