@@ -34,12 +34,21 @@ def run_notebook(path: Path, target: Path) -> float:
         notebook, timeout=CELL_TIMEOUT, resources={"metadata": {"path": str(path.parent)}}, record_timing=False
     )
     client.execute()
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-    notebook.metadata["language_info"] = {"name": "python"}  # without the version of Python
+    clean_outputs(notebook)
     nbformat.write(notebook, target)
     return time.perf_counter() - start
+
+
+def clean_outputs(notebook: nbformat.NotebookNode) -> None:
+    """Remove warnings, progress bars, the version of Python, and the texts beside drawings, which hold paths."""
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        for output in cell.outputs:
+            if "ts-transformer" in output.get("data", {}).get("text/html", ""):
+                output["data"].pop("text/plain", None)
+    notebook.metadata["language_info"] = {"name": "python"}
 
 
 def main() -> None:

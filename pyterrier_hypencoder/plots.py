@@ -147,7 +147,7 @@ def plot_linearity(index: Any, model: Any, topics: pd.DataFrame, *, label: str |
     documents that both rankings have in common. It is about 1 for q-nets that are nearly linear.
 
     Args:
-        index: ``HypencoderIndex`` with the document vectors. Of more than :data:`MAX_DOCS` documents, a sample is used.
+        index: ``HypencoderIndex`` with the document vectors. A large one is sampled down to :data:`MAX_DOCS`.
         model: ``Hypencoder`` or ``BiEncoder``. None uses the model that is recorded in the index.
         topics: Frame with qid, and query or query_vec. Each topic needs a fit over all documents.
         label: Name of the series. None shows the mean overlap only.
@@ -180,7 +180,7 @@ def plot_smaller_qnets(
     this, but only Matryoshka models are trained for it.
 
     Args:
-        index: ``HypencoderIndex`` with the document vectors. Of more than :data:`MAX_DOCS` documents, a sample is used.
+        index: ``HypencoderIndex`` with the document vectors. A large one is sampled down to :data:`MAX_DOCS`.
         model: ``Hypencoder``. None uses the model that is recorded in the index.
         topics: Frame with qid, and query or query_vec.
         label: Name of the series.
