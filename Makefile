@@ -4,6 +4,7 @@
 # make campaign     run the campaigns at full size (about 30 minutes)
 # make test-oldest  run the tests and doctests on the oldest supported versions, in .venv-oldest
 # make docs         build the documentation pages into docs/_build/html; warnings are errors
+# make notebooks    run the notebooks and write copies with their outputs into build/notebooks (about 10 minutes)
 # make lint         install the linters too, and check style, types and English
 # make bench        run the benchmarks that need no data
 # make clean        delete everything that these commands made
@@ -11,7 +12,7 @@ PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
 
-.PHONY: quickstart test slow campaign test-oldest docs lint bench clean
+.PHONY: quickstart test slow campaign test-oldest docs notebooks lint bench clean
 
 $(VENV)/examples: setup.cfg constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -30,6 +31,11 @@ $(VENV)/dev: $(VENV)/test
 $(VENV)/docs: setup.cfg constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q -c constraints.txt -e '.[docs]'
+	touch $@
+
+$(VENV)/notebooks: setup.cfg constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -q -c constraints.txt -e '.[notebooks]'
 	touch $@
 
 $(OLDEST)/test: setup.cfg constraints-oldest.txt
@@ -56,6 +62,9 @@ docs: $(VENV)/docs
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m sphinx -W --keep-going -q -E -c docs -d docs/_build/doctrees \
 	  pyterrier_hypencoder/pt_docs docs/_build/html
 
+notebooks: $(VENV)/notebooks
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python examples/run_notebooks.py
+
 lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -68,4 +77,4 @@ bench: $(VENV)/test
 	$(VENV)/bin/python benchmarks/training.py
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) build docs/_build examples/notebooks/cache *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from pyterrier_hypencoder.plots import plot_tradeoff
+
 #: Algorithms that are compared with surrogate search by one setting each. For "graph" the best settings are chosen.
 ONE_SETTING = ["released", "exhaustive", "dense", "flat", "hnsw"]
 #: A setting of graph search is a rival if its recall reaches that of surrogate search or one of these values.
@@ -56,15 +58,6 @@ def compare_with_rivals(table: pd.DataFrame, surrogate: pd.Series) -> Iterator[s
 
 def plot(table: pd.DataFrame, folder: Path) -> None:
     """Plot recall against time and against scored documents, into two files in a folder."""
-    from matplotlib.figure import Figure
-
     recall = get_recall_column(table)
-    for column, label in (("ms_p50", "ms per query"), ("n_scored", "documents scored per query")):
-        figure = Figure(figsize=(7, 5), layout="constrained")
-        axes = figure.subplots()
-        for algorithm, rows in table.dropna(subset=[column]).groupby("algorithm", sort=False):
-            axes.plot(rows[column], rows[recall], "o", label=algorithm)
-        axes.set(xscale="log", xlabel=label, ylabel=f"{recall} against exhaustive search")
-        axes.legend()
-        axes.grid(alpha=0.3)
-        figure.savefig(folder / f"search_{column}.png", dpi=150)
+    for column in ("ms_p50", "n_scored"):
+        plot_tradeoff(table, column, recall).figure.savefig(folder / f"search_{column}.png", dpi=150)

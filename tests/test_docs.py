@@ -172,7 +172,7 @@ def test_page_schematics_draw_a_transformer(page, namespace):
 def test_pages_with_code_and_schematics_are_found():
     assert PAGES_WITH_CODE == [
         *("algorithms.rst", "coming-from-pyterrier-dr.rst", "filtering.rst", "indexing-retrieval.rst", "long-documents.rst"),
-        *("on-disk.rst", "overview.rst", "reranking.rst", "training.rst"),
+        *("on-disk.rst", "overview.rst", "pictures.rst", "reranking.rst", "training.rst"),
     ]
     assert PAGES_WITH_SCHEMATICS == ["overview.rst", "reranking.rst"]
 

@@ -106,7 +106,7 @@ def build_collection() -> Collection:
         ImportError: If a library is not installed.
         RuntimeError: If there are fewer than ``NUM_TOPICS`` topics.
     """
-    docs = _read_docs()
+    docs = read_docs()
     queries: dict[str, str] = {}
     relevant: dict[str, list[str]] = defaultdict(list)
     for docno, (summary, _) in docs.items():
@@ -137,7 +137,7 @@ def _is_topic(query: str, texts: list[str]) -> bool:
     )
 
 
-def _read_docs() -> dict[str, tuple[str, str]]:
+def read_docs() -> dict[str, tuple[str, str]]:
     """Map docnos to summaries and texts, without near-empty documents and near-duplicates."""
     docs: dict[str, tuple[str, str]] = {}
     beginnings: set[tuple[str, ...]] = set()

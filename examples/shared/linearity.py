@@ -9,11 +9,10 @@ import torch
 from pyterrier.measures import nDCG
 
 from pyterrier_hypencoder import HypencoderIndex
+from pyterrier_hypencoder.search.linearity import CUTOFF, fit_linear_scores, measure_overlap
 
-CUTOFF = 100
 #: Maximum number of topics, because each topic needs a fit over the whole collection.
 MAX_TOPICS = 100
-RIDGES = (1e-3, 1e-2, 1e-1)
 
 
 def compare_with_linear(model: Any, index: HypencoderIndex, topics: pd.DataFrame, qrels: pd.DataFrame) -> dict[str, float]:
@@ -43,40 +42,3 @@ def compare_with_linear(model: Any, index: HypencoderIndex, topics: pd.DataFrame
             runs[name].append(pd.DataFrame({"qid": qid, "docno": docnos[top.indices], "score": top.values}))
     ndcg = {name: pt.Evaluate(pd.concat(run), qrels, metrics=[nDCG @ 10])["nDCG@10"] for name, run in runs.items()}
     return {"overlap@100": float(np.mean(overlaps)), "nDCG@10": ndcg["q-net"], "nDCG@10 linear": ndcg["linear"]}
-
-
-def fit_linear_scores(vectors: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """Return the scores of the linear function that ranks most like a q-net.
-
-    The function is fitted to normal scores of the q-net's ranks, because all monotone functions of the scores rank alike.
-    The fit is a ridge regression that gives the first ranks the highest weights. It is repeated with several ridges, and
-    the one with the largest overlap of the first documents is kept.
-
-    Args:
-        vectors: Document vectors, (N, D), float64.
-        scores: Scores of the q-net, (N,).
-
-    Returns:
-        Scores of the linear function, (N,).
-    """
-    n = len(scores)
-    rank = torch.empty(n, dtype=torch.float64)
-    rank[scores.argsort(descending=True, stable=True)] = torch.arange(n, dtype=torch.float64)
-    target = -torch.special.ndtri((rank + 0.5) / n)
-    weight = torch.exp(-rank / (n / 4)) + 10 * (rank < CUTOFF)
-    x = torch.cat([vectors, torch.ones(n, 1, dtype=vectors.dtype)], dim=1)  # (N, D + 1)
-    gram, moment = x.T @ (weight[:, None] * x), x.T @ (weight * target)
-    best_overlap, best_scores = -1.0, scores
-    for ridge in RIDGES:
-        diagonal = ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-        linear_scores = x @ torch.linalg.solve(gram + diagonal, moment)
-        overlap = measure_overlap(scores, linear_scores)
-        if overlap > best_overlap:
-            best_overlap, best_scores = overlap, linear_scores
-    return best_scores
-
-
-def measure_overlap(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Return the share of the first 100 documents that two score lists have in common."""
-    k = min(CUTOFF, len(one))
-    return len(set(one.topk(k).indices.tolist()) & set(other.topk(k).indices.tolist())) / k
