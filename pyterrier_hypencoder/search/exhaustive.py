@@ -73,13 +73,17 @@ class _Filters:
 
     def __init__(self, allowed: Sequence[np.ndarray | None]) -> None:
         self._allowed = allowed
-        limited = [ids for ids in allowed if ids is not None]
+        distinct = list({id(ids): ids for ids in allowed if ids is not None}.values())
         # If every query has a filter, documents that no query allows need no score.
-        all_limited = len(limited) == len(allowed)
-        self.union = np.unique(np.concatenate(limited)).astype(np.int64) if all_limited else None
+        all_limited = all(ids is not None for ids in allowed)
+        self._is_shared = all_limited and len(distinct) == 1  # one filter for all queries, which is the usual case
+        union = distinct[0] if self._is_shared else np.unique(np.concatenate(distinct))
+        self.union = union.astype(np.int64) if all_limited else None
 
     def apply(self, scores: Tensor, docids: np.ndarray) -> Tensor:
         """Set the scores (Q, n) of documents (n,) that a query does not allow to -inf."""
+        if self._is_shared:
+            return scores
         excluded = np.zeros(scores.shape, dtype=bool)
         for q, ids in enumerate(self._allowed):
             if ids is not None:

@@ -196,4 +196,7 @@ def count_allowed(allowed: Sequence[np.ndarray | None], doc_count: int) -> int:
         doc_count: Number of documents in the index.
     """
     limits = [docids for docids in allowed if docids is not None]
-    return len(np.unique(np.concatenate(limits))) if len(limits) == len(allowed) else doc_count
+    if len(limits) < len(allowed):
+        return doc_count
+    distinct = list({id(docids): docids for docids in limits}.values())
+    return len(distinct[0]) if len(distinct) == 1 else len(np.unique(np.concatenate(distinct)))

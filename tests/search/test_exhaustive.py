@@ -54,6 +54,18 @@ def test_small_collections(chunks, documents):
     assert_same(search(scores, 10), brute_force(scores, 10))
 
 
+def test_a_filter_that_all_queries_share_gives_the_results_of_equal_filters():
+    vectors = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)).numpy()
+    docids = np.arange(0, 50, 3)
+    shared, equal = (
+        exhaustive_search(lambda rows: rows[:, :3].T, vectors, 3, 5, allowed=allowed)
+        for allowed in ([docids] * 3, [docids.copy() for _ in range(3)])
+    )
+    for one, two in zip(shared.docids + shared.scores, equal.docids + equal.scores, strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert shared.stats["n_scored"].tolist() == [17] * 3
+
+
 def test_permuting_documents_permutes_results(chunks):
     scores = np.random.default_rng(1).normal(size=(4, 30)).astype(np.float32)
     order = np.random.default_rng(2).permutation(30)
