@@ -69,3 +69,19 @@ def test_workflows_test_the_oldest_and_the_newest_python(setup):
     )
     assert all(name in workflow for name in ("ubuntu", "macos", "windows"))
     assert [path.stem for path in WORKFLOWS] == ["deploy", "docs", "style", "test"]
+
+
+def test_index_is_uploaded_as_a_package_with_its_files(index, monkeypatch):
+    import huggingface_hub
+
+    uploaded = {}
+
+    def upload_folder(*, folder_path, **options):
+        uploaded.update({path.name: path.stat().st_size for path in Path(folder_path).iterdir()}, repo=options["repo_id"])
+
+    for name in ("create_repo", "create_branch"):
+        monkeypatch.setattr(huggingface_hub, name, lambda *args, **options: None)
+    monkeypatch.setattr(huggingface_hub, "upload_folder", upload_folder)
+    index.to_hf("user/my-index")
+    assert uploaded["repo"] == "user/my-index"
+    assert uploaded["artifact.tar.lz4"] > index.vectors.nbytes / 2 and "artifact.tar.lz4.json" in uploaded
