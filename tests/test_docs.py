@@ -150,6 +150,7 @@ def test_page_code_runs_and_prints_what_it_shows(page, namespace):
         run_blocks(PAGES / "overview.rst", namespace)
     compared = run_blocks(PAGES / page, namespace)
     shown = {"overview.rst": 2, "indexing-retrieval.rst": 3, "algorithms.rst": 1, "on-disk.rst": 1}
+    shown |= {"adaptive-retrieval.rst": 1, "pseudo-relevance-feedback.rst": 1}
     assert compared == shown.get(page, 0)
 
 
@@ -163,9 +164,10 @@ def test_page_schematics_draw_a_transformer(page, namespace):
 
 def test_pages_with_code_and_schematics_are_found():
     assert PAGES_WITH_CODE == [
-        *("algorithms.rst", "indexing-retrieval.rst", "on-disk.rst", "overview.rst", "reranking.rst", "training.rst")
+        *("adaptive-retrieval.rst", "algorithms.rst", "indexing-retrieval.rst", "on-disk.rst", "overview.rst"),
+        *("pseudo-relevance-feedback.rst", "reranking.rst", "training.rst"),
     ]
-    assert PAGES_WITH_SCHEMATICS == ["overview.rst", "reranking.rst"]
+    assert PAGES_WITH_SCHEMATICS == ["adaptive-retrieval.rst", "overview.rst", "reranking.rst"]
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in PAGES.glob("*.rst")))
