@@ -167,6 +167,8 @@ def test_page_code_runs_and_prints_what_it_shows(page, namespace):
         "filtering.rst": 5,
         "long-documents.rst": 4,
         "coming-from-pyterrier-dr.rst": 4,
+        "adaptive-retrieval.rst": 1,
+        "pseudo-relevance-feedback.rst": 1,
     }
     assert compared == shown.get(page, 0)
 
@@ -181,7 +183,7 @@ def test_page_schematics_draw_a_transformer(page, namespace):
 
 def test_pages_with_code_and_schematics_are_found():
     assert {"algorithms.rst", "filtering.rst", "training.rst"} <= set(PAGES_WITH_CODE)
-    assert PAGES_WITH_SCHEMATICS == ["overview.rst", "reranking.rst"]
+    assert PAGES_WITH_SCHEMATICS == ["adaptive-retrieval.rst", "overview.rst", "reranking.rst"]
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in PAGES.glob("*.rst")))
