@@ -90,7 +90,7 @@ def plot_score_surface(
     best = qnets.score(vectors)[0].topk(min(n_best, len(vectors))).indices.numpy()
     ax = _make_axes(ax)
     filled = ax.contourf(xs, ys, surface, levels=12, cmap="cividis")
-    lines = ax.contour(xs, ys, surface, levels=list(filled.levels)[::2], colors="white", linewidths=0.8)
+    lines = ax.contour(xs, ys, surface, levels=np.asarray(filled.levels)[::2], colors="white", linewidths=0.8)
     ax.clabel(lines, fontsize=7)
     ax.plot(*places.T, ".", color="black", markersize=2, alpha=0.5, label=f"documents ({len(places)})")
     style: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markersize": 8}
