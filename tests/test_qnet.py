@@ -227,7 +227,7 @@ def test_cat_unflatten_and_constructor_refuse_wrong_shapes():
         *[("do_residual", value) for value in (None, 1, "false")],
         ("do_residual_on_last", "false"),
     ],
-    ids=str,
+    ids=lambda value: "iterator" if hasattr(value, "__next__") else str(value),
 )
 def test_options_of_wrong_types_raise_value_error(option, value):
     with pytest.raises(ValueError, match=f"{option} must be"):

@@ -110,7 +110,7 @@ def test_invalid_losses_and_parts_raise(tmp_path):
         *[("lora", value) for value in ("r", ["r"])],
         *[("arguments", value) for value in ("bf16", [("bf16", True)])],
     ],
-    ids=str,
+    ids=lambda value: "iterator" if hasattr(value, "__next__") else str(value),
 )
 def test_options_of_wrong_types_are_refused(tmp_path, option, value):
     with pytest.raises(ValueError, match="factor of margin_mse" if isinstance(value, dict) else f"{option} must be"):
