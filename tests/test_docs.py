@@ -198,7 +198,16 @@ def test_index_page_lists_every_page():
     assert sorted([*toctree[1].split(), "index"]) == sorted(path.stem for path in PAGES.glob("*.rst"))
 
 
+def test_features_link_every_line_to_a_how_to():
+    rows = re.split(r"^   \* - ", (PAGES / "features.rst").read_text(), flags=re.MULTILINE)[2:]  # without the header
+    cells = [re.split(r"^     - ", row.partition("\n\n")[0], flags=re.MULTILINE) for row in rows]
+    assert len(cells) >= 12 and {len(row) for row in cells} == {6}
+    targets = [re.fullmatch(r":doc:`([\w-]+)`\s*", row[-1]) for row in cells]
+    assert all(target and (PAGES / f"{target[1]}.rst").is_file() for target in targets)
+
+
 def test_pyterriers_site_finds_the_pages():
+    assert "pt_docs/*.png" in (ROOT / "setup.cfg").read_text()
     assert importlib.metadata.metadata("pyterrier_hypencoder")["name"] == "pyterrier-hypencoder"
     assert importlib.resources.files("pyterrier_hypencoder").joinpath("pt_docs", "index.rst").is_file()
 
