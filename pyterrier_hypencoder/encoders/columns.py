@@ -162,6 +162,20 @@ def group_rows(frame: pd.DataFrame) -> list[np.ndarray]:
     return np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
 
 
+def pick_queries(frame: pd.DataFrame, groups: list[np.ndarray]) -> pd.DataFrame:
+    """Return one row of each query: the first that has the query, or the first if none has.
+
+    In PyTerrier, ``a + b`` leaves the query out of the rows of documents that only ``b`` has found.
+
+    Args:
+        frame: A frame with ``qid``.
+        groups: Row numbers of each query; see :func:`group_rows`.
+    """
+    columns = [column for column in ("query", "query_vec") if column in frame.columns]
+    complete = frame[columns].notna().all(axis=1).to_numpy()
+    return frame.iloc[[rows[np.argmax(complete[rows])] for rows in groups]]
+
+
 def rank_rows(scores: np.ndarray, ties: np.ndarray) -> np.ndarray:
     """Return positions by descending score; equal scores are ordered by ``ties``, such as docids."""
     return np.lexsort((ties, -scores))

@@ -17,7 +17,16 @@ from ..identity import ByArguments
 from ..options import check_positive
 from ..qnet import QNets, QNetSpec
 from ..search.finite import NonFiniteScoreError, check_finite
-from .columns import TextField, group_rows, list_text_fields, rank_rows, read_queries, read_texts, read_vectors
+from .columns import (
+    TextField,
+    group_rows,
+    list_text_fields,
+    pick_queries,
+    rank_rows,
+    read_queries,
+    read_texts,
+    read_vectors,
+)
 
 
 class Model(Protocol):
@@ -247,7 +256,7 @@ class TextScorer(ByArguments, pt.Transformer):
         get_vectors = self._make_vector_lookup(frame)
         with pt.tqdm(total=len(groups), desc="queries", disable=not self.verbose) as progress:
             for batch in chunked(groups, self.batch_size):
-                qnets = self._make_qnets(frame.iloc[[rows[0] for rows in batch]])
+                qnets = self._make_qnets(pick_queries(frame, batch))
                 for q, rows in enumerate(batch):
                     scores[rows] = self._score_query(qnets.select([q]), get_vectors(rows), frame, rows)
                     progress.update()

@@ -10,7 +10,7 @@ import pyterrier as pt
 import torch
 
 from ..encoders.base import Encoder
-from ..encoders.columns import group_rows, read_docnos
+from ..encoders.columns import group_rows, pick_queries, read_docnos
 from ..index.files import resolve_path
 from ..index.reader import IndexReader
 from ..options import check_number, check_positive
@@ -82,7 +82,7 @@ class VectorFeedback(IndexTransformer, pt.Transformer):
                 modes.result_frame(extra_columns=[column, "rank"])
         frame = inp.reset_index(drop=True)
         groups = group_rows(frame) if len(frame) else []
-        topics = frame[pt.model.query_columns(frame)].iloc[[rows[0] for rows in groups]].reset_index(drop=True)
+        topics = pick_queries(frame[pt.model.query_columns(frame)], groups).reset_index(drop=True)
         vectors: list[np.ndarray] = []
         if groups:
             ranks = frame["rank"].to_numpy()

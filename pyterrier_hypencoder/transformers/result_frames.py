@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from ..encoders.columns import group_rows, read_docnos
+from ..encoders.columns import group_rows, pick_queries, read_docnos
 from ..search.results import Results
 from .filters import FILTER_COLUMNS
 
@@ -63,7 +63,7 @@ def split_candidates(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[list[str]]
     groups = group_rows(frame) if len(frame) else []
     docnos = read_docnos(frame)
     columns = [*pt.model.query_columns(frame), *(column for column in frame.columns if column in FILTER_COLUMNS)]
-    topics = frame[columns].iloc[[rows[0] for rows in groups]].reset_index(drop=True)
+    topics = pick_queries(frame[columns], groups).reset_index(drop=True)
     return topics, [docnos[rows].tolist() for rows in groups]
 
 

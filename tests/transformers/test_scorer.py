@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import pyterrier as pt
 import pytest
 from result_checks import assert_same_results, assert_sorted, list_runs
 
@@ -58,3 +59,14 @@ def test_example_scores_the_example_vectors():
     frame = pd.DataFrame({"qid": "q", "docno": ["d1", "d2", "d3"], "query_vec": [[0.0, 4.0, 0.0, 0.0]] * 3})
     found = HypencoderScorer.example()(frame)
     assert found["docno"].tolist() == ["d2", "d3", "d1"] and found["score"].tolist() == [4.0, 2.0, 0.0]
+
+
+def test_a_sum_of_runs_is_reranked_although_it_lacks_the_queries_of_some_rows(index, model, topics, full):
+    first = full[full["rank"] < 3]
+    second = full[(full["rank"] >= 2) & (full["rank"] < 6)]
+    summed = (pt.Transformer.from_df(first) + pt.Transformer.from_df(second))(topics)
+    assert summed["query"].isna().any()
+    for rows in (summed, summed.iloc[::-1]):
+        found = index.scorer(model)(rows)
+        columns = ["qid", "docno", "score", "rank"]
+        assert_same_results(found[columns], full.loc[full["rank"] < 6, columns])
