@@ -67,12 +67,12 @@ def hnsw_search(
     for queries in groups.values():
         ids = filters[queries[0]]
         n_visits = ef_search if ids is None else -(-ef_search * n_docs // max(1, len(ids)))
-        part = score.select(queries)
         try:
             if n_visits >= n_docs if ids is None else VECTORS_PER_VISIT * n_visits >= len(ids):
-                found = exhaustive_search(part, vectors, len(queries), k, allowed=[ids] * len(queries))
+                found = exhaustive_search(score.select(queries), vectors, len(queries), k, allowed=[ids] * len(queries))
             else:
-                found = _rescore(part, vectors, find(query_vectors[queries], k, n_visits, ids))
+                part = query_vectors[queries]
+                found = _rescore(part.float().cpu(), vectors, find(part, k, n_visits, ids))
         except NonFiniteScoreError as err:
             raise NonFiniteScoreError(queries[err.query], err.docid, err.vector_is_finite) from err
         results, order = results.concat(found), order + queries
@@ -86,13 +86,17 @@ def _check_queries(query_vectors: Tensor) -> None:
         raise NonFiniteScoreError(int(damaged[0]), 0, vector_is_finite=True)
 
 
-def _rescore(score: Scorer, vectors: Rows, found: Sequence[np.ndarray]) -> Results:
-    """Score the found documents of every query, and sort them."""
+def _rescore(query_vectors: Tensor, vectors: Rows, found: Sequence[np.ndarray]) -> Results:
+    """Score the found documents of every query by query vectors (Q, D), and sort them.
+
+    A scorer of q-nets would take longer than HNSW for small numbers of results.
+    """
     counts = torch.tensor([len(docids) for docids in found])
     docids = torch.from_numpy(np.concatenate(found))  # (M,)
     queries = torch.arange(len(found)).repeat_interleave(counts)
     rows = take_rows(vectors, docids)
-    values = score.each(rows, counts.tolist()).float().cpu()
+    parts = rows.float().split(counts.tolist())
+    values = torch.cat([part @ vector for part, vector in zip(parts, query_vectors, strict=True)])
     check_finite(values, rows, docids, queries)
     columns = torch.arange(len(docids)) - (counts.cumsum(0) - counts)[queries]
     scores = torch.full((len(found), max(1, int(counts.max()))), -torch.inf, dtype=torch.float32)
