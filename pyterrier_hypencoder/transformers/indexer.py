@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -89,7 +89,7 @@ class DocumentIndexer(ByArguments, pt.Indexer, ABC):
         documents = iter.to_dict("records") if isinstance(iter, pd.DataFrame) else iter
         if not self._is_complete(path):
             check_place(path, self.mode)
-        total = len(documents) if hasattr(documents, "__len__") else None
+        total = len(documents) if isinstance(documents, Sized) else None
         with pt.tqdm(total=total, desc=f"indexing {path.name}", unit="doc", disable=not self.verbose) as progress:
             self._build(path, documents, progress)
         return self.open_index(path)
