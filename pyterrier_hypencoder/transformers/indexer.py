@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -95,7 +95,9 @@ class DocumentIndexer(ByArguments, pt.Indexer, ABC):
         documents = iter.to_dict("records") if isinstance(iter, pd.DataFrame) else iter
         if not self._is_complete(path):
             check_place(path, self.mode)
-        self._build(path, pt.tqdm(documents, desc=f"indexing {path.name}", unit="doc", disable=not self.verbose))
+        total = len(documents) if isinstance(documents, Sized) else None
+        with pt.tqdm(total=total, desc=f"indexing {path.name}", unit="doc", disable=not self.verbose) as progress:
+            self._build(path, documents, progress)
         return self.open_index(path)
 
     def _check_options(self) -> None:
@@ -110,7 +112,7 @@ class DocumentIndexer(ByArguments, pt.Indexer, ABC):
         if not isinstance(self.path, Path) or not self.path.name:
             raise ValueError(f"path must be the name of the index directory, got {self.path!r}.")
 
-    def _build(self, path: Path, documents: Iterable[Document]) -> None:
+    def _build(self, path: Path, documents: Iterable[Document], progress: Any) -> None:
         stream = _check_documents(documents)
         first = next(stream, None)
         if first is None:
@@ -132,10 +134,12 @@ class DocumentIndexer(ByArguments, pt.Indexer, ABC):
         writer = IndexWriter(path, mode=self.mode, dtype=self.dtype, facts=facts)
         try:
             _skip_stored(stream, writer.stored_docnos(), writer.count)
+            progress.update(writer.count)
             for batch in chunked(stream, self.batch_size):
                 docnos = [document["docno"] for document in batch]
                 writer.check(docnos)
                 writer.add(docnos, self._make_vectors(batch, has_vectors, writer.vec_size))
+                progress.update(len(batch))  # stored documents, not those that were read
             self._build_graph(writer.complete())
             writer.publish()
         except BaseException:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyterrier as pt
 import pytest
 from indexes import read_tree
 from indexing import Doc, FakeModel, build, count_stored, make_texts, make_vectors, replace_at
@@ -523,3 +524,34 @@ def test_second_writer_is_refused_and_the_first_continues(tmp_path, there):
 
     build(path, disturbed(), mode="overwrite")
     assert read_tree(path) == read_tree(build(tmp_path / "y.hyp", make_vectors()))
+
+
+def test_progress_bar_counts_stored_documents(model, docs, tmp_path, monkeypatch):
+    seen, read = [], []
+    encode = type(model).encode_docs
+
+    class Bar:
+        def __init__(self, **options):
+            seen.append((options["total"], options["disable"]))
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+        def update(self, n=1):
+            seen.append(n)
+
+    def encode_plainly(self, texts):
+        read.append(list(seen))
+        with monkeypatch.context() as plain:
+            plain.setattr(pt, "tqdm", bar)
+            return encode(self, texts)
+
+    bar = pt.tqdm
+    monkeypatch.setattr(type(model), "encode_docs", encode_plainly)
+    monkeypatch.setattr(pt, "tqdm", Bar)
+    HypencoderIndexer(tmp_path / "x.hyp", model, batch_size=50, verbose=True).index(docs)
+    assert seen == [(120, False), 0, 50, 50, 20]
+    assert read == [seen[:2], seen[:3], seen[:4]]  # nothing is counted before it is encoded
