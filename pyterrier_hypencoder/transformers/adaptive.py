@@ -89,7 +89,7 @@ class AdaptiveReranker(IndexTransformer, pt.Transformer):
                 modes.result_frame(extra_columns=[column, *self._columns])
         topics, _ = split_candidates(inp)
         if not len(inp):
-            return build_result_frame(topics, Results([], []), [], {})
+            return build_result_frame(topics, Results([], []), np.asarray, {})
         return self._read_index(lambda reader: self._rerank(reader, inp.reset_index(drop=True), topics))
 
     def _check(self) -> None:
@@ -115,7 +115,7 @@ class AdaptiveReranker(IndexTransformer, pt.Transformer):
         docids, scores = reader.docnos.require(read_docnos(found)), found["score"].to_numpy(dtype=np.float32)
         order = [rows[np.lexsort((docids[rows], -scores[rows]))] for rows in (by_query[qid] for qid in topics["qid"])]
         results = Results([docids[rows] for rows in order], [scores[rows] for rows in order])
-        return build_result_frame(topics, results, [reader.docnos.at(ids) for ids in results.docids], {})
+        return build_result_frame(topics, results, reader.docnos.at, {})
 
     def _make_scorer(self, reader: IndexReader) -> pt.Transformer:
         scorer = self.scorer

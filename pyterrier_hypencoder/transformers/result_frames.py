@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,14 +73,14 @@ def list_statistics(algorithm: str) -> dict[str, Any]:
 
 
 def build_result_frame(
-    topics: pd.DataFrame, results: Results, docnos: Sequence[np.ndarray], statistics: dict[str, Any]
+    topics: pd.DataFrame, results: Results, get_docnos: Callable[[np.ndarray], np.ndarray], statistics: dict[str, Any]
 ) -> pd.DataFrame:
     """Build the result frame of a search.
 
     Args:
         topics: One row per query.
         results: The results of these queries.
-        docnos: For each query the docnos of its results.
+        get_docnos: Returns the docnos of docids. It is called once, because a call per query would cost more than a search.
         statistics: Statistics to add as columns; see :func:`list_statistics`.
 
     Returns:
@@ -90,9 +90,10 @@ def build_result_frame(
     counts = np.array([len(docids) for docids in results.docids], dtype=np.int64)
     kept = [column for column in topics.columns if column not in RESULT_COLUMNS]
     frame = topics[kept].iloc[np.repeat(np.arange(len(topics)), counts)].reset_index(drop=True)
+    docids = _concatenate(results.docids, np.int64)
     frame = frame.assign(
-        docno=pd.Series(_concatenate(docnos, object), dtype=str),
-        docid=_concatenate(results.docids, np.int64),
+        docno=pd.Series(get_docnos(docids) if len(docids) else [], dtype=str),
+        docid=docids,
         score=_concatenate(results.scores, np.float32),
         rank=_concatenate([np.arange(n) for n in counts], np.int64),
     )

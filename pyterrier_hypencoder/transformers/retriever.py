@@ -212,11 +212,11 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         kept = topics.drop(columns="query_vec", errors="ignore") if self.drop_query_vec else topics
         statistics = list_statistics(self.algorithm) if self.return_stats else {}
         if not len(topics):
-            return build_result_frame(kept, Results([], []), [], statistics)
+            return build_result_frame(kept, Results([], []), np.asarray, statistics)
 
         def search(reader: IndexReader) -> pd.DataFrame:
             results = search_in_batches(self, reader, topics, candidates)
-            return build_result_frame(kept, results, [reader.docnos.at(docids) for docids in results.docids], statistics)
+            return build_result_frame(kept, results, reader.docnos.at, statistics)
 
         return self._read_index(search)
 

@@ -68,16 +68,19 @@ def test_split_candidates_of_an_empty_frame():
 # Results
 
 
-def make_results(**stats: np.ndarray) -> tuple[Results, list[np.ndarray]]:
-    """Return two documents for the first query, none for the second one, and their docnos."""
+DOCNOS = np.array([f"d{i}" for i in range(5)], object)
+
+
+def make_results(**stats: np.ndarray) -> Results:
+    """Return two documents for the first query and none for the second one."""
     docids = [np.array([4, 2]), np.empty(0, np.int64)]
     scores = [np.array([2.0, 1.0], np.float32), np.empty(0, np.float32)]
-    return Results(docids, scores, stats), [np.array(["d4", "d2"], object), np.empty(0, object)]
+    return Results(docids, scores, stats)
 
 
 def test_result_frame_repeats_topics_and_replaces_old_results():
     topics = TOPICS.assign(weight=[1, 2], score=9, rank=9, docno="old", docid=9)
-    frame = build_result_frame(topics, *make_results(), {})
+    frame = build_result_frame(topics, make_results(), DOCNOS.take, {})
     assert list(frame.columns) == ["qid", "query", "weight", *ADDED]
     assert frame.to_dict("list") == {
         "qid": ["a", "a"],
@@ -91,15 +94,15 @@ def test_result_frame_repeats_topics_and_replaces_old_results():
 
 
 def test_result_frame_of_no_topics_has_all_columns_and_dtypes():
-    full = build_result_frame(TOPICS, *make_results(n_scored=np.array([5, 6])), list_statistics("auto"))
-    empty = build_result_frame(TOPICS.iloc[:0], Results([], []), [], list_statistics("auto"))
+    full = build_result_frame(TOPICS, make_results(n_scored=np.array([5, 6])), DOCNOS.take, list_statistics("auto"))
+    empty = build_result_frame(TOPICS.iloc[:0], Results([], []), DOCNOS.take, list_statistics("auto"))
     assert list(empty.columns) == list(full.columns)
     assert list(empty.dtypes)[2:] == list(full.dtypes)[2:]
 
 
 def test_statistics_that_a_search_does_not_report_have_defaults():
-    results, docnos = make_results(n_scored=np.array([5, 6]), n_rounds=np.array([1, 1]))
-    frame = build_result_frame(TOPICS, results, docnos, list_statistics("surrogate"))
+    results = make_results(n_scored=np.array([5, 6]), n_rounds=np.array([1, 1]))
+    frame = build_result_frame(TOPICS, results, DOCNOS.take, list_statistics("surrogate"))
     assert frame["n_scored"].tolist() == [5, 5] and frame["n_scored"].dtype.kind == "i"
     assert frame["last_yield"].isna().all() and frame["fell_back"].tolist() == [False, False]
 
