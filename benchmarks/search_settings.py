@@ -10,6 +10,7 @@ import released
 import torch
 
 from pyterrier_hypencoder import PRESETS, HypencoderIndex, HypencoderRetriever, QNets, scoring
+from pyterrier_hypencoder.index.neighbour_graph import DEFAULT_NEIGHBOURS
 from pyterrier_hypencoder.search.entry_points import default_n_initial, draw_entry_points
 from pyterrier_hypencoder.search.exhaustive import exhaustive_search
 from pyterrier_hypencoder.search.graph import graph_search
@@ -62,7 +63,7 @@ class SearchSettings:
         self.qnets = qnets
         self.k = k
         self.quick = quick
-        self.neighbours = index.corpus_graph(DEFAULTS.graph_k, verbose=True).edges_data
+        self.neighbours = index.corpus_graph(DEFAULT_NEIGHBOURS, verbose=True).edges_data
         self.inner_product_index = index.inner_product_index(verbose=True)
         self.device = scoring.resolve_device("auto")
 
