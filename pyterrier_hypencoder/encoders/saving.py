@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..index.files import name_file
 from .dense_settings import DenseSettings
 from .networks import TextEncoder
 
@@ -28,6 +29,7 @@ def replace_folder(directory: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         FileExistsError: If it exists and is not empty.
+        OSError: If it cannot be written. The error names the directory.
     """
     path = Path(directory).expanduser().absolute()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -36,7 +38,8 @@ def replace_folder(directory: str | os.PathLike[str]) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
         folder = Path(temporary) / "model"
         folder.mkdir()
-        yield folder
+        with name_file(path):
+            yield folder
         if path.exists():
             path.rmdir()
         os.replace(folder, path)
