@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import math
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from difflib import get_close_matches
+from typing import Any, ParamSpec
 
 import numpy as np
 
@@ -145,3 +148,60 @@ def list_items(name: str, value: Any, kind: Any, noun: str) -> list[Any]:
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+# Names of options
+
+_OTHER_NAMES = {
+    "num_results": ("k", "top_k", "topk", "n_results", "limit", "num_hits"),
+    "k": ("fb_docs", "n_docs", "graph_k"),
+    "graph_k": ("k", "n_neighbours", "num_neighbours"),
+    "allowed_docnos": ("allowed", "filter", "docnos"),
+    "excluded_docnos": ("excluded", "exclude"),
+    "algorithm": ("search", "method"),
+    "mode": ("overwrite", "resume"),
+    "device": ("gpu", "cuda"),
+    "dtype": ("fp16", "fp32", "precision"),
+    "model": ("encoder", "name_or_path"),
+    "learning_rate": ("lr",),
+    "epochs": ("num_epochs", "num_train_epochs", "n_epochs"),
+    "max_steps": ("steps", "n_steps"),
+    "measures": ("metrics", "eval_metrics"),
+    "query_prefix": ("prefix", "query_prompt"),
+    "text_field": ("text_attr", "fields"),
+}
+"""Names of options, each with the names that other packages use for it."""
+
+Parameters = ParamSpec("Parameters")
+
+
+def check_option_names(init: Callable[Parameters, None]) -> Callable[Parameters, None]:
+    """Decorate a constructor: an unknown option is an error that names the right one.
+
+    Args:
+        init: The method ``__init__``. Its signature stays visible.
+
+    Example:
+        >>> from pyterrier_hypencoder import HypencoderRetriever
+        >>> HypencoderRetriever(top_k=10)
+        Traceback (most recent call last):
+        TypeError: HypencoderRetriever has no option 'top_k'. Did you mean num_results?
+    """
+    names = list(inspect.signature(init).parameters)[1:]
+
+    @functools.wraps(init)
+    def checked(*args: Parameters.args, **options: Parameters.kwargs) -> None:
+        for name in options:
+            if name not in names:
+                found = _suggest(name, names)
+                advice = f"Did you mean {found}?" if found else f"Its options are {', '.join(names)}."
+                raise TypeError(f"{type(args[0]).__name__} has no option {name!r}. {advice}")
+        init(*args, **options)
+
+    return checked
+
+
+def _suggest(name: str, names: list[str]) -> str | None:
+    """Return the option that a wrong name most likely means, or None."""
+    known = next((option for option, others in _OTHER_NAMES.items() if option in names and name in others), None)
+    return known or next(iter(get_close_matches(name, names, n=1)), None)

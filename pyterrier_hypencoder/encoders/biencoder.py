@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..options import check_choice
+from ..options import check_choice, check_option_names
 from ..qnet import QNets, QNetSpec
 from . import checkpoint, hub, saving
 from .base import Encoder
@@ -62,6 +62,7 @@ class BiEncoder(Encoder):
         QNets(1 x 384-1, torch.float32, cpu)
     """
 
+    @check_option_names
     def __init__(
         self,
         name_or_path: str | os.PathLike[str],

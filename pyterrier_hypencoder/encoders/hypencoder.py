@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..options import list_items
+from ..options import check_option_names, list_items
 from ..qnet import QNets, QNetSpec
 from . import checkpoint
 from .base import Encoder
@@ -55,6 +55,7 @@ class Hypencoder(Encoder):
         QNets(1 x 384-96-1, torch.float32, cpu)
     """
 
+    @check_option_names
     def __init__(
         self,
         name_or_path: str | os.PathLike[str],

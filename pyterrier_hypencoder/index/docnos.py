@@ -219,7 +219,7 @@ class DuplicateChecker:
             if not _is_usable(docno):
                 raise ValueError(
                     f"docno must be a non-empty string of at most {MAX_DOCNO_BYTES} bytes, got {docno!r}. "
-                    "Give every document a docno."
+                    "Give every document a docno, and convert numbers with str()."
                 )
         repeated = _find_repeated(docnos) + self._find_stored(docnos)
         if repeated:

@@ -72,6 +72,9 @@ class InnerProductIndex:
             problem = f"{found[0]} documents and {found[1]} distinct vectors for {self._index.ntotal} stored vectors"
             raise _make_damage_error(reader, problem)
 
+    def __repr__(self) -> str:
+        return f"InnerProductIndex({self._doc_count:,} documents, {_FACTORY})"
+
     def is_worth_it(self, n_queries: int, k: int, seen: Tensor) -> bool:
         """Return True if a search should take less time than a product with all vectors.
 

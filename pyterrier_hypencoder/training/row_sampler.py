@@ -117,7 +117,7 @@ class RowSampler:
             reason = "distillation" if self.require_scores else f"positive={self.positive!r}"
             raise ValueError(
                 f"{source}: item {scores.index(None)} has no teacher score, which {reason} needs. Add a score to every item, "
-                "or choose a loss and a rule for positives that need none."
+                "or pass a loss that needs none, such as losses=['listwise_ce']."
             )
         picked = self._pick_items(items, scores, rng, source)
         picked_scores = [scores[i] for i in picked]

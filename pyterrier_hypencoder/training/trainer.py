@@ -14,7 +14,7 @@ from ..encoders.base import Encoder
 from ..encoders.loading import load_encoder
 from ..encoders.model_card import TRAINING_FILE
 from ..encoders.networks import HypencoderDualEncoder
-from ..options import check_non_negative, check_number, check_positive
+from ..options import check_non_negative, check_number, check_option_names, check_positive
 from . import run_state
 from .adapters import digest_base_weights
 from .collator import Collator
@@ -80,6 +80,7 @@ class HypencoderTrainer:
         >>> new_model = Hypencoder(trainer.fit("rows.jsonl"))  # doctest: +SKIP
     """
 
+    @check_option_names
     def __init__(
         self,
         model: Encoder | HypencoderDualEncoder,
@@ -298,7 +299,8 @@ class HypencoderTrainer:
             return None
         if not resume:
             raise FileExistsError(
-                f"{self.output_dir} already holds {last.name}. Pass resume=True to continue from it, or another output_dir."
+                f"{self.output_dir} already holds {last.name}. Pass resume=True to continue from it, delete it, "
+                "or pass another output_dir."
             )
         run_state.check_facts(last, facts)
         rows_per_step = self.arguments.per_device_train_batch_size * self.arguments.gradient_accumulation_steps

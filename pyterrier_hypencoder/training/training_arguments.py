@@ -131,7 +131,9 @@ def schedule_validation(
     if best is None:
         return
     if best not in measures:
-        raise ValueError(f"best must be one of the measures {', '.join(measures)}, got {best!r}.")
+        raise ValueError(
+            f"best must be one of the measures {', '.join(measures)}, got {best!r}. Pass it to Validation(measures=[...])."
+        )
     strategy = given.get("save_strategy", "steps")
     if given.get("save_steps", every) != every or strategy != "steps":
         raise ValueError(

@@ -14,7 +14,7 @@ from ..artifact import HypencoderIndex, HypencoderIndexer
 from ..encoders.base import Encoder
 from ..encoders.columns import TextField
 from ..encoders.loading import load_encoder
-from ..options import check_positive
+from ..options import check_option_names, check_positive
 from .mining import check_frame
 
 
@@ -52,6 +52,7 @@ class Validation:
         {'RR@10': 1.0}
     """
 
+    @check_option_names
     def __init__(
         self,
         topics: pd.DataFrame,

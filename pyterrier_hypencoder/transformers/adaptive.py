@@ -24,7 +24,7 @@ from ..index.graph_builder import open_or_build_graph
 from ..index.layout import list_graph_sizes
 from ..index.neighbour_graph import NeighbourGraph, open_graph
 from ..index.reader import IndexReader
-from ..options import check_non_negative, check_positive
+from ..options import check_non_negative, check_option_names, check_positive
 from ..search.results import Results
 from .example import build_example_index
 from .opened import IndexTransformer, get_index_path
@@ -171,6 +171,7 @@ class Gar(AdaptiveReranker):
     _counts = ("num_results", "batch_size")
     _columns = ("score",)
 
+    @check_option_names
     def __init__(
         self,
         index: Any,
@@ -259,6 +260,7 @@ class LadrProactive(_Ladr):
     schematic = {"label": "LADR (proactive)"}
     _counts = ("num_results", "hops")
 
+    @check_option_names
     def __init__(
         self,
         index: Any,
@@ -310,6 +312,7 @@ class LadrAdaptive(_Ladr):
     schematic = {"label": "LADR (adaptive)"}
     _counts = ("num_results", "depth")
 
+    @check_option_names
     def __init__(
         self,
         index: Any,

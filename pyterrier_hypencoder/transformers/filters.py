@@ -1,7 +1,8 @@
 """Filters: the documents that each query may return, given as options, as columns, or both.
 
 This module translates docnos, masks and metadata into docids. The searches apply the filters: exhaustive search in
-:mod:`pyterrier_hypencoder.search.exhaustive`, graph and surrogate search in :mod:`pyterrier_hypencoder.search.documents`.
+:mod:`pyterrier_hypencoder.search.exhaustive`, graph and surrogate search in :mod:`pyterrier_hypencoder.search.documents`, and
+HNSW search in :mod:`pyterrier_hypencoder.search.hnsw`.
 """
 
 from __future__ import annotations
@@ -79,6 +80,11 @@ def check_mask(mask: Any) -> None:
     Raises:
         ValueError: If it is not an array with one dimension and values True and False, or 1 and 0.
     """
+    if isinstance(mask, pd.Series) and not mask.index.equals(pd.RangeIndex(len(mask))):
+        raise ValueError(
+            "mask must be in the order of docids, got a Series whose rows were selected or moved. Pass index.mask(metadata, "
+            "'year >= 2020')."
+        )
     values = np.asarray(mask)
     is_binary = values.dtype.kind == "b" or (values.dtype.kind in "iuf" and bool(np.isin(values, (0, 1)).all()))
     if values.ndim != 1 or not is_binary:

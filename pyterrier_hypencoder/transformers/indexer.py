@@ -23,9 +23,8 @@ from ..index.graph_builder import check_graph_options, open_or_build_graph
 from ..index.reader import IndexReader
 from ..index.staging import check_same_build, discard_leftovers, is_unfinished
 from ..index.writer import MODES, IndexWriter, check_place, is_index, prepare_metadata
-from ..options import check_choice, check_positive
+from ..options import check_choice, check_option_names, check_positive
 from .pipeline import IndexedPipeline, bind_retrievers, list_retrievers
-from .signatures import check_option_names
 
 Document = dict[str, Any]
 

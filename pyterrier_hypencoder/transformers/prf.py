@@ -13,7 +13,7 @@ from ..encoders.base import Encoder
 from ..encoders.columns import group_rows, pick_queries, read_docnos
 from ..index.files import resolve_path
 from ..index.reader import IndexReader
-from ..options import check_number, check_positive
+from ..options import check_number, check_option_names, check_positive
 from ..qnet import QNets
 from .example import build_example_index
 from .opened import IndexTransformer, gather_vectors
@@ -49,6 +49,7 @@ class VectorFeedback(IndexTransformer, pt.Transformer):
 
     schematic = {"label": "VectorFeedback"}
 
+    @check_option_names
     def __init__(self, index: Any, model: Encoder | None = None, *, k: int = 3, alpha: float = 1.0, beta: float = 0.2) -> None:
         self._index = resolve_path(index)
         self.model = model

@@ -16,6 +16,7 @@ from ..index.files import resolve_path
 from ..index.inner_product import InnerProductIndex, is_built, require_inner_product_index
 from ..index.neighbour_graph import NeighbourGraph, has_graph, open_graph
 from ..index.reader import IndexReader
+from ..options import check_option_names
 from ..qnet import QNets
 from ..search.choose import EXHAUSTIVE_IF_LINEAR, choose_algorithm
 from ..search.entry_points import SEED, default_n_initial, draw_entry_points
@@ -33,7 +34,6 @@ from .opened import IndexTransformer
 from .result_frames import build_result_frame, check_topics, list_statistics, split_candidates
 from .scans import open_scan, read_inner_product_version
 from .search_options import check_search_options, read_query_vectors
-from .signatures import check_option_names
 
 logger = logging.getLogger(__name__)
 

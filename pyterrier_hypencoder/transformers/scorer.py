@@ -14,12 +14,11 @@ from ..encoders.columns import TextField, list_text_fields, read_docnos
 from ..encoders.stages import TextScorer
 from ..index.files import resolve_path
 from ..index.reader import IndexReader
-from ..options import check_choice, check_positive
+from ..options import check_choice, check_option_names, check_positive
 from ..qnet import QNets
 from ..search.finite import NonFiniteScoreError, check_finite
 from .example import build_example_index
 from .opened import IndexTransformer, check_docids, gather_vectors, get_index_path
-from .signatures import check_option_names
 
 
 class HypencoderScorer(IndexTransformer, TextScorer):

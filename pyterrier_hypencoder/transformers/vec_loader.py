@@ -11,9 +11,9 @@ import pyterrier as pt
 from ..encoders.columns import read_docnos
 from ..index.files import resolve_path
 from ..index.reader import IndexReader
+from ..options import check_option_names
 from .example import build_example_index
 from .opened import IndexTransformer, check_docids, gather_vectors
-from .signatures import check_option_names
 
 
 class VecLoader(IndexTransformer, pt.Transformer):

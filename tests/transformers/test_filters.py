@@ -147,6 +147,12 @@ def test_mask_that_is_not_binary_is_refused_by_the_constructor(index, mask):
         index.retriever(mask=mask)
 
 
+def test_mask_of_a_frame_in_another_order_is_refused(index):
+    frame = pd.DataFrame({"kept": np.arange(120) % 3 == 0}).sample(frac=1, random_state=0)
+    with pytest.raises(ValueError, match=r"mask must be in the order of docids, got a Series.*index\.mask"):
+        index.retriever(mask=frame["kept"])
+
+
 def test_mask_of_another_length_is_refused(retriever, topics):
     retriever.mask = [True] * 5
     with pytest.raises(ValueError, match=r"mask must have one value for each of the 120 documents of .*, got 5\."):

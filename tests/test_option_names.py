@@ -6,8 +6,16 @@ import inspect
 
 import pytest
 
-from pyterrier_hypencoder import HypencoderIndex, HypencoderIndexer, HypencoderRetriever, HypencoderScorer
-from pyterrier_hypencoder.transformers.signatures import check_option_names
+from pyterrier_hypencoder import (
+    BiEncoder,
+    Hypencoder,
+    HypencoderIndex,
+    HypencoderIndexer,
+    HypencoderRetriever,
+    HypencoderScorer,
+    HypencoderTrainer,
+)
+from pyterrier_hypencoder.options import check_option_names
 
 
 @pytest.mark.parametrize(
@@ -22,6 +30,10 @@ from pyterrier_hypencoder.transformers.signatures import check_option_names
         (HypencoderIndexer, "overwrite", "mode"),
         (HypencoderIndexer, "precision", "dtype"),
         (HypencoderScorer, "batchsize", "batch_size"),
+        (HypencoderTrainer, "lr", "learning_rate"),
+        (HypencoderTrainer, "num_train_epochs", "epochs"),
+        (BiEncoder, "prefix", "query_prefix"),
+        (Hypencoder, "max_length", "doc_max_length"),
     ],
 )
 def test_unknown_option_names_the_right_one(make, wrong, right):
@@ -40,6 +52,10 @@ def test_factories_name_the_right_option():
         index.retriever(k=10)
     with pytest.raises(TypeError, match="HypencoderIndexer has no option 'fp16'. Did you mean dtype?"):
         index.indexer(fp16=True)
+    with pytest.raises(TypeError, match="VectorFeedback has no option 'fb_docs'. Did you mean k?"):
+        index.prf(fb_docs=3)
+    with pytest.raises(TypeError, match="LadrProactive has no option 'num_result'. Did you mean num_results?"):
+        index.ladr_proactive(num_result=3)
 
 
 def test_decorated_constructor_keeps_its_signature_and_checks_arguments():
