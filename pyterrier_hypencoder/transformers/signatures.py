@@ -16,7 +16,7 @@ _OTHER_NAMES = {
     "algorithm": ("search", "method"),
     "mode": ("overwrite", "resume"),
     "device": ("gpu", "cuda"),
-    "dtype": ("fp16", "fp32", "precision"),
+    "dtype": ("fp16", "fp32", "int8", "precision"),
     "model": ("encoder", "name_or_path"),
     "text_field": ("text_attr", "fields"),
 }
