@@ -67,7 +67,9 @@ def test_int8_vectors_differ_by_at_most_half_a_step_of_their_dimension(tmp_path)
     reader = write_index(tmp_path / "x.hyp", vectors, dtype="int8")
     rounded = vectors.astype(np.float16).astype(np.float64)
     steps = (rounded.max(axis=0) - rounded.min(axis=0)) / 255
-    assert (np.abs(np.asarray(reader.vectors) - rounded).max(axis=0) <= steps * 0.5001 + np.abs(rounded).max(axis=0) * 1e-6).all()
+    assert (
+        np.abs(np.asarray(reader.vectors) - rounded).max(axis=0) <= steps * 0.5001 + np.abs(rounded).max(axis=0) * 1e-6
+    ).all()
 
 
 def test_int8_dimensions_that_never_change_are_exact(tmp_path):
@@ -88,7 +90,15 @@ def test_int8_handles_the_largest_numbers_of_fp16(tmp_path):
 def test_int8_rows_are_selected_like_those_of_an_array(tmp_path, n):
     rows = write_index(tmp_path / "x.hyp", VECTORS[:n], dtype="int8").vectors
     everything = np.asarray(rows)
-    keys: list[Any] = [0, -1, slice(None), slice(1, 1), slice(None, None, -2), np.array([n - 1, 0, 0]), np.array([[0], [n - 1]])]
+    keys: list[Any] = [
+        0,
+        -1,
+        slice(None),
+        slice(1, 1),
+        slice(None, None, -2),
+        np.array([n - 1, 0, 0]),
+        np.array([[0], [n - 1]]),
+    ]
     for key in keys:
         np.testing.assert_array_equal(rows[key], everything[key])
         assert rows[key].dtype == np.float32
