@@ -26,7 +26,6 @@ class DistinctVectors:
     """
 
     def __init__(self, vectors: np.ndarray | ScaledRows) -> None:
-        self._is_int8 = isinstance(vectors, ScaledRows)
         # np.asarray: still memory-mapped, without the overhead of np.memmap
         self._vectors = vectors if isinstance(vectors, ScaledRows) else np.asarray(vectors)
         self.size: int = vectors.shape[1]
@@ -55,7 +54,7 @@ class DistinctVectors:
     @property
     def faiss_storage(self) -> str:
         """How an HNSW index of faiss should store the vectors: in float32 only if they are stored in float32."""
-        return "SQfp16" if self._is_int8 or self.dtype == np.float16 else "Flat"
+        return "SQfp16" if isinstance(self._vectors, ScaledRows) or self.dtype == np.float16 else "Flat"
 
     def take(self, groups: np.ndarray) -> np.ndarray:
         """Return the vectors of some groups, shape (..., D), as :attr:`dtype`."""

@@ -5,8 +5,8 @@ cores. There, a surrogate search with the bundled model takes 26 ms with it and 
 
 The HNSW graph has each distinct vector once, because many copies have only each other as neighbours. The mean is subtracted
 from all vectors: a large common part makes a few vectors the neighbours of all, and does not change the order of inner
-products. The vectors keep their stored precision, and int8 becomes fp16: with 8 bits in faiss, one outlier would leave few values for
-the rest.
+products. The vectors keep their stored precision, and int8 becomes fp16: with 8 bits in faiss, one outlier would leave few
+values for the rest.
 """
 
 from __future__ import annotations
