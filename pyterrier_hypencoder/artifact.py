@@ -315,7 +315,7 @@ class HypencoderIndex(StoredVectors, pt.Artifact, pt.Indexer):
             flex: The ``FlexIndex`` or its path.
             path: The index directory to create.
             mode: ``create``, ``overwrite`` or ``resume``; see :class:`HypencoderIndexer`.
-            dtype: ``fp16``, or ``fp32`` to keep the numbers of the ``FlexIndex`` exactly.
+            dtype: ``fp16``, ``int8``, or ``fp32`` to keep the numbers of the ``FlexIndex`` exactly.
 
         Returns:
             The index. It records no model.
@@ -346,7 +346,9 @@ class HypencoderIndexer(DocumentIndexer):
             passed for such documents, it is recorded as the model that made them.
         mode: ``create`` raises an error if something exists at ``path``. ``overwrite`` replaces an index when the new one is
             complete. ``resume`` continues an interrupted build, or starts one.
-        dtype: Precision of the stored vectors: ``fp16`` (half the size, rankings hardly change) or ``fp32``.
+        dtype: Precision of the stored vectors: ``fp32``, ``fp16`` (half the size, rankings hardly change) or ``int8`` (a
+            quarter, finds over 99 % of the best 100 documents). While an ``int8`` index is built, it takes 3 bytes per
+            number on disk.
         text_field: The field with the text, or several fields, which are joined by a space.
         batch_size: Number of documents that are sorted by length, encoded and stored together. An interrupted build loses at
             most one batch.

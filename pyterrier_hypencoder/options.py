@@ -25,9 +25,9 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
         ValueError: If the value is not one of the choices.
 
     Example:
-        >>> check_choice("dtype", "int8", ["fp16", "fp32"])
+        >>> check_choice("dtype", "int4", ["fp16", "fp32"])
         Traceback (most recent call last):
-        ValueError: dtype must be one of 'fp16', 'fp32', got 'int8'.
+        ValueError: dtype must be one of 'fp16', 'fp32', got 'int4'.
     """
     choices = list(choices)
     if value not in choices:
@@ -161,7 +161,7 @@ _OTHER_NAMES = {
     "algorithm": ("search", "method"),
     "mode": ("overwrite", "resume"),
     "device": ("gpu", "cuda"),
-    "dtype": ("fp16", "fp32", "precision"),
+    "dtype": ("fp16", "fp32", "int8", "precision"),
     "model": ("encoder", "name_or_path"),
     "learning_rate": ("lr",),
     "epochs": ("num_epochs", "num_train_epochs", "n_epochs"),

@@ -21,7 +21,7 @@ _TILE_BYTES = 32 * 2**20  # float32 vectors that are added at once
 
 
 class HnswSearch:
-    """HNSW index of faiss. Vectors that are stored as float16 stay float16.
+    """HNSW index of faiss. Vectors that are stored as float16 stay float16, and int8 becomes float16.
 
     Args:
         vectors: Distinct vectors to search.
@@ -79,8 +79,7 @@ def _load_or_build(file: Path, build: Callable[[], Any], save: Callable[[Any, Pa
 def _build_hnsw(vectors: DistinctVectors, options: dict[str, int], verbose: bool) -> Any:
     import faiss
 
-    storage = "SQfp16" if vectors.dtype == np.float16 else "Flat"
-    index: Any = faiss.index_factory(vectors.size, f"HNSW{options['M']},{storage}")
+    index: Any = faiss.index_factory(vectors.size, f"HNSW{options['M']},{vectors.faiss_storage}")
     index.is_trained = True  # SQfp16 has no parameters to train
     index.hnsw.efConstruction, index.hnsw.efSearch = options["efConstruction"], options["efSearch"]
     with pt.tqdm(total=len(vectors), desc="HNSW", unit="doc", disable=not verbose) as progress:

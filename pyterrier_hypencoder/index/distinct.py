@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from .quantization import ScaledRows
+
 _HASHED_AT_ONCE = 4096  # vectors
 
 
@@ -20,11 +22,12 @@ class DistinctVectors:
     Vectors with equal 64-bit hashes count as equal. Among 10 million vectors, the chance of an accidental match is 3e-6.
 
     Args:
-        vectors: Array of shape (N, D), usually a memory map; float16 or float32.
+        vectors: Array of shape (N, D), usually a memory map, or rows that are stored in int8; float16 or float32.
     """
 
-    def __init__(self, vectors: np.ndarray) -> None:
-        self._vectors = np.asarray(vectors)  # still memory-mapped, without the overhead of np.memmap
+    def __init__(self, vectors: np.ndarray | ScaledRows) -> None:
+        # np.asarray: still memory-mapped, without the overhead of np.memmap
+        self._vectors = vectors if isinstance(vectors, ScaledRows) else np.asarray(vectors)
         self.size: int = vectors.shape[1]
         """Dimensions of the vectors, D."""
         _, first, groups = np.unique(_hash_vectors(self._vectors), return_index=True, return_inverse=True)
@@ -45,12 +48,17 @@ class DistinctVectors:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Data type of the stored vectors."""
+        """Data type of the vectors that are read."""
         return self._vectors.dtype
 
+    @property
+    def faiss_storage(self) -> str:
+        """How an HNSW index of faiss should store the vectors: in float32 only if they are stored in float32."""
+        return "SQfp16" if isinstance(self._vectors, ScaledRows) or self.dtype == np.float16 else "Flat"
+
     def take(self, groups: np.ndarray) -> np.ndarray:
-        """Return the vectors of some groups, shape (..., D), in their stored type."""
-        return self._vectors.take(self.docids[groups], axis=0)
+        """Return the vectors of some groups, shape (..., D), as :attr:`dtype`."""
+        return self._vectors[self.docids[groups]]
 
     def list_members(self, group: int, limit: int) -> np.ndarray:
         """Return the first documents of a group, at most ``limit``."""
@@ -72,10 +80,11 @@ class DistinctVectors:
             docids = self.docids[start : start + step]
             contiguous = docids[-1] - docids[0] == len(docids) - 1
             piece = slice(docids[0], docids[-1] + 1) if contiguous else docids  # a slice of a memory map is read faster
-            yield start, np.array(self._vectors[piece], dtype=dtype)
+            rows = self._vectors[piece]
+            yield start, rows.astype(dtype, copy=not rows.flags.owndata)
 
 
-def _hash_vectors(vectors: np.ndarray) -> np.ndarray:
+def _hash_vectors(vectors: np.ndarray | ScaledRows) -> np.ndarray:
     """Return a hash of every vector; adding 0 gives 0.0 and -0.0 the same hash."""
     hashes = np.empty(len(vectors), dtype=np.int64)
     for start in range(0, len(vectors), _HASHED_AT_ONCE):

@@ -5,7 +5,8 @@ cores. There, a surrogate search with the bundled model takes 26 ms with it and 
 
 The HNSW graph has each distinct vector once, because many copies have only each other as neighbours. The mean is subtracted
 from all vectors: a large common part makes a few vectors the neighbours of all, and does not change the order of inner
-products. The vectors keep their stored precision: with 8 bits, one outlier would leave few values for the rest.
+products. The vectors keep their stored precision, and int8 becomes fp16: with 8 bits in faiss, one outlier would leave few
+values for the rest.
 """
 
 from __future__ import annotations
@@ -238,8 +239,7 @@ def _write_files(reader: IndexReader, verbose: bool) -> None:
 
     vectors = DistinctVectors(reader.vectors.check())
     mean = _compute_mean(vectors)
-    storage = "SQfp16" if vectors.dtype == np.float16 else "Flat"
-    index: Any = faiss.index_factory(vectors.size, f"{_FACTORY},{storage}", faiss.METRIC_INNER_PRODUCT)
+    index: Any = faiss.index_factory(vectors.size, f"{_FACTORY},{vectors.faiss_storage}", faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction = _EF_CONSTRUCTION
     index.is_trained = True  # SQfp16 has no parameters to train
     with pt.tqdm(total=len(vectors), desc=INDEX_FILE, unit="doc", disable=not verbose) as progress:

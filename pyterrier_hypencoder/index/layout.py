@@ -11,10 +11,11 @@ import numpy as np
 FORMAT_VERSION = 1
 META_FILE = "pt_meta.json"
 DOCNOS_FILE = "docnos.npids"
-STORED_DTYPES: dict[str, np.dtype[Any]] = {"f2": np.dtype("<f2"), "f4": np.dtype("<f4")}
+STORED_DTYPES: dict[str, np.dtype[Any]] = {"f2": np.dtype("<f2"), "f4": np.dtype("<f4"), "i1": np.dtype("i1")}
 """Data type of the document vectors by the suffix of their file."""
-SUFFIXES = {"fp16": "f2", "fp32": "f4"}
+SUFFIXES = {"fp16": "f2", "fp32": "f4", "int8": "i1"}
 """Suffix of the vector file by the value of the option ``dtype``."""
+SCALES_FILE, SCALE_DTYPE = "scales.f4", np.dtype("<f4")
 
 EDGES_FILE, EDGE_DTYPE = "edges.u32.np", np.dtype("<u4")
 WEIGHTS_FILE, WEIGHT_DTYPE = "weights.f16.np", np.dtype("<f2")

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from .checksums import check_file, check_meta, has_checksums, map_checked_rows
+from .checksums import CheckedRows, check_file, check_meta, has_checksums, map_checked_rows
 from .docnos import Docnos, get_max_file_size
 from .files import read_file_version, read_meta
-from .layout import DOCNOS_FILE, FORMAT_VERSION, META_FILE, STORED_DTYPES, get_vectors_name
+from .layout import DOCNOS_FILE, FORMAT_VERSION, META_FILE, SCALES_FILE, STORED_DTYPES, get_vectors_name
+from .quantization import ScaledRows, open_scaled_rows
 from .staging import find_folder, is_unfinished
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,9 @@ class IndexReader:
         self.vec_size: int = self.meta["vec_size"]
         """Dimensions of the document vectors, D."""
         shape, dtype = (self.doc_count, self.vec_size), STORED_DTYPES[self.meta["dtype"]]
-        self.vectors = map_checked_rows(self.folder, self.vectors_file.name, self.meta, shape, dtype)
+        rows = map_checked_rows(self.folder, self.vectors_file.name, self.meta, shape, dtype)
+        is_scaled = dtype.kind == "i"
+        self.vectors: CheckedRows | ScaledRows = open_scaled_rows(self.folder, rows, self.meta) if is_scaled else rows
         """Document vectors, (N, D), float16 or float32. Each block is checked when it is first read."""
         check_file(self.folder, DOCNOS_FILE, self.meta, get_max_file_size(self.doc_count))
         self.docnos = Docnos(self.folder / DOCNOS_FILE, self.doc_count)
@@ -97,7 +100,8 @@ def fingerprint_index(reader: IndexReader) -> dict[str, Any]:
     if has_checksums(reader.meta):
         digest.update(repr(sorted(reader.meta["checksums"]["files"].items())).encode())
     else:
-        for file in (reader.vectors_file, reader.folder / DOCNOS_FILE):
+        scales = [reader.folder / SCALES_FILE] if isinstance(reader.vectors, ScaledRows) else []
+        for file in (reader.vectors_file, reader.folder / DOCNOS_FILE, *scales):
             for piece in _read_pieces(file):
                 digest.update(piece)
     return {key: reader.meta[key] for key in ("doc_count", "vec_size", "dtype")} | {"fingerprint": digest.hexdigest()}

@@ -16,7 +16,8 @@ from more_itertools import chunked
 from ..options import check_choice
 from .docnos import DuplicateChecker, write_docnos
 from .files import fsync, name_file, read_meta
-from .layout import DOCNOS_FILE, FORMAT_VERSION, STORED_DTYPES, SUFFIXES, get_vectors_name
+from .layout import DOCNOS_FILE, FORMAT_VERSION, SCALES_FILE, STORED_DTYPES, SUFFIXES, get_vectors_name
+from .quantization import count_losses, write_int8
 from .staging import NEW, StagedDirectory, get_staging_path, is_unfinished, lock
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 MODES = ("create", "overwrite", "resume")
 STAGED_DOCNOS_FILE = "docnos.jsonl"
 """Docnos while the index is built: one JSON string per line."""
+STAGED_VECTORS_FILE = "vecs.f2"
+"""Vectors in fp16 while an index in int8 is built, because the scales are known only at the end."""
 
 
 def is_index(path: Path) -> bool:
@@ -38,7 +41,7 @@ def prepare_metadata(dtype: str, facts: dict[str, Any]) -> dict[str, Any]:
     """Return the part of ``pt_meta.json`` that a resumed build must share with the interrupted one.
 
     Args:
-        dtype: ``fp16`` or ``fp32``.
+        dtype: ``fp16``, ``fp32`` or ``int8``.
         facts: Model and text field, as JSON values.
 
     Raises:
@@ -58,7 +61,7 @@ class IndexWriter:
         path: Index directory.
         mode: ``create`` (nothing may exist), ``overwrite`` (replaces an existing index when the new one is complete) or
             ``resume`` (continues an interrupted build of either mode).
-        dtype: ``fp16`` or ``fp32``.
+        dtype: ``fp16``, ``fp32`` or ``int8``.
         facts: Part of ``pt_meta.json`` that a resumed build must share with the interrupted one: model and text field.
 
     Raises:
@@ -71,9 +74,12 @@ class IndexWriter:
     def __init__(self, path: Path, *, mode: str, dtype: str, facts: dict[str, Any]) -> None:
         check_choice("mode", mode, MODES)
         self.facts = prepare_metadata(dtype, facts)
-        self.dtype = STORED_DTYPES[self.facts["dtype"]]
-        self._vectors_file = f"{NEW}/{get_vectors_name(self.facts['dtype'])}"
-        self._n_underflows = 0
+        suffix = self.facts["dtype"]
+        self._is_int8 = suffix == "i1"
+        self.dtype = STORED_DTYPES["f2" if self._is_int8 else suffix]
+        """Data type in which batches are stored."""
+        self._vectors_file = STAGED_VECTORS_FILE if self._is_int8 else f"{NEW}/{get_vectors_name(suffix)}"
+        self._n_losses = 0
         check_place(path, mode)
         files = (self._vectors_file, STAGED_DOCNOS_FILE)
         self._staged = StagedDirectory(path, facts=self.facts, files=files, resume=mode != "overwrite")
@@ -141,11 +147,11 @@ class IndexWriter:
             docno = docnos[int(np.argmin(finite))]
             advice = "Pass dtype='fp32'." if np.isfinite(vectors).all() else "Check the document and the model."
             raise ValueError(f"The vector of document {docno!r} must be finite in {self.dtype}, got NaN or infinity. {advice}")
-        self._n_underflows += _count_underflows(vectors, stored)
+        self._n_losses += count_losses(vectors, stored)
         return stored
 
     def complete(self) -> Path:
-        """Write the docnos, the checksums and the metadata.
+        """Write the docnos, the vectors if they become int8, the checksums and the metadata.
 
         Returns:
             The directory of the complete index, which does not have its final name yet.
@@ -153,7 +159,7 @@ class IndexWriter:
         Raises:
             ValueError: If no document was added.
         """
-        if not self.count:
+        if not self.count or self.vec_size is None:
             raise ValueError("An index needs at least one document, got none. Nothing was written.")
         docnos_file = self._staged.new / DOCNOS_FILE
         with name_file(docnos_file):
@@ -168,14 +174,17 @@ class IndexWriter:
             "vec_size": self.vec_size,
             **self.facts,
         }
-        name = get_vectors_name(self.facts["dtype"])
-        self._staged.complete(meta, checked=[DOCNOS_FILE], checked_rows=[name])
-        if self._n_underflows:
+        checked = [DOCNOS_FILE]
+        if self._is_int8:
+            self._n_losses += write_int8(self._staged.folder / self._vectors_file, self.vec_size, self._staged.new)
+            checked.append(SCALES_FILE)
+        self._staged.complete(meta, checked=checked, checked_rows=[get_vectors_name(self.facts["dtype"])])
+        if self._n_losses:
             logger.warning(
                 "%d of %d vectors lost most of their length in %s: their numbers are too small for it. Pass dtype='fp32'.",
-                self._n_underflows,
+                self._n_losses,
                 self.count,
-                self.dtype,
+                STORED_DTYPES[self.facts["dtype"]],
             )
         return self._staged.new
 
@@ -191,12 +200,6 @@ class IndexWriter:
     def abandon(self) -> None:
         """Stop after an error: stored documents stay for ``mode="resume"``; if there are none, everything is deleted."""
         self._staged.abandon()
-
-
-def _count_underflows(vectors: np.ndarray, stored: np.ndarray) -> int:
-    """Count the vectors that are less than half as long after a conversion."""
-    before, after = (np.linalg.norm(rows.astype(np.float64), axis=1) for rows in (vectors, stored))
-    return int((after < before / 2).sum())
 
 
 def check_place(path: Path, mode: str) -> None:

@@ -59,13 +59,13 @@ def make_exact_scan(vectors: Rows) -> Scan:
 
 
 def _scan_blocks(
-    queries: Tensor, vectors: Rows, k: int, seen: Tensor, multiply: Callable[[Tensor, Tensor], Tensor]
+    queries: Tensor, vectors: Rows, k: int, seen: Tensor, multiply: Callable[[Tensor, Rows, range], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Return the documents with the largest products, block by block; see :class:`Scan`."""
     step = max(1, min(_PRODUCTS_IN_MEMORY // len(queries), _DEVICE_BYTES // as_tensor(vectors[:1]).nbytes))
     parts: list[tuple[Tensor, Tensor]] = []
     for start in range(0, len(vectors), step):
-        products = multiply(queries, as_tensor(vectors[start : start + step]).to(queries.device))
+        products = multiply(queries, vectors, range(start, min(start + step, len(vectors))))
         products.masked_fill_(seen[:, start : start + step], -torch.inf)
         values, places = products.topk(min(k, products.shape[1]), dim=1, sorted=False)
         parts.append((values, places + start))
@@ -84,21 +84,27 @@ def _recompute(query: Tensor, values: Tensor, docids: Tensor, vectors: Rows) -> 
     return (rows @ query).masked_fill(values == -torch.inf, -torch.inf)
 
 
-def _multiply_in_half(queries: Tensor, rows: Tensor) -> Tensor:
-    """Return the inner products (Q, n) as float32, computed in half precision.
+def _read(vectors: Rows, docids: range, device: torch.device) -> Tensor:
+    return as_tensor(vectors[docids.start : docids.stop]).to(device)
+
+
+def _multiply_in_half(queries: Tensor, vectors: Rows, docids: range) -> Tensor:
+    """Return the inner products (Q, n) with some documents as float32, computed in half precision.
 
     Memory bandwidth limits a single query. Half precision reads half as many bytes and converts nothing.
     """
+    rows = _read(vectors, docids, queries.device)
     scale = queries.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
     return (rows @ (queries / scale).to(rows.dtype).T).T.float() * scale
 
 
-def _multiply(queries: Tensor, rows: Tensor) -> Tensor:
-    """Return the inner products (Q, n) in float32."""
-    if rows.device.type != "cpu":
-        return queries @ rows.float().T
-    products = torch.empty(len(queries), len(rows), dtype=torch.float32, device=rows.device)
-    step = max(1, _CACHE_BYTES // (4 * rows.shape[1]))
-    for start in range(0, len(rows), step):
-        torch.mm(queries, rows[start : start + step].float().T, out=products[:, start : start + step])
+def _multiply(queries: Tensor, vectors: Rows, docids: range) -> Tensor:
+    """Return the inner products (Q, n) with some documents in float32."""
+    if queries.device.type != "cpu":
+        return queries @ _read(vectors, docids, queries.device).float().T
+    products = torch.empty(len(queries), len(docids), dtype=torch.float32, device=queries.device)
+    step = max(1, _CACHE_BYTES // (4 * vectors.shape[1]))
+    for start in range(0, len(docids), step):  # int8 vectors become float32 when they are read
+        rows = _read(vectors, docids[start : start + step], queries.device).float()
+        torch.mm(queries, rows.T, out=products[:, start : start + step])
     return products

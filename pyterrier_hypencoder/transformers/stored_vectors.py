@@ -8,19 +8,21 @@ from typing import Any
 
 import numpy as np
 import pyterrier as pt
+import torch
 from torch import Tensor
 
 from ..index.docnos import Docnos
 from ..index.inner_product import open_inner_product_index
 from ..index.layout import get_graph_path, list_graph_sizes
 from ..index.neighbour_graph import NeighbourGraph
+from ..index.quantization import ScaledRows
 from ..index.reader import IndexReader
 from ..index.staging import find_folder
 from ..index.writer import is_index
 from ..scoring import resolve_device
 from ..search.documents import as_tensor
 
-_BLOCK = 4096  # documents that get_corpus_iter converts to float32 together
+_BLOCK = 4096  # documents that are converted together
 
 
 class StoredVectors:
@@ -76,16 +78,20 @@ class StoredVectors:
         return self.reader.vec_size
 
     @property
-    def vectors(self) -> np.ndarray:
+    def vectors(self) -> np.ndarray | ScaledRows:
         """The document vectors, (N, D), as a read-only memory map. Row i is the document with docid i.
 
-        All blocks are checked on first use, which reads the whole file.
+        All blocks are checked on first use, which reads the whole file. The vectors of an index with ``dtype="int8"`` become
+        float32 when rows are read: ``vectors[docids]`` or ``vectors[start:stop]``.
         """
         return self.reader.vectors.check()
 
     def np_vecs(self) -> np.ndarray:
-        """Return :attr:`vectors`, under the name that pyterrier_dr uses."""
-        return self.vectors
+        """Return :attr:`vectors` as an array, under the name that pyterrier_dr uses.
+
+        For an index with ``dtype="int8"``, the array is in memory and in float32, four times as large as the file.
+        """
+        return np.asanyarray(self.vectors)
 
     def torch_vecs(self, device: str | None = "auto", *, fp16: bool = False) -> Tensor:
         """Return all document vectors as a tensor, which takes the memory of the whole index on the device.
@@ -100,10 +106,12 @@ class StoredVectors:
         target, reader = resolve_device(device or "auto"), self.reader
         key = (reader.version, str(target), fp16)
         if self._tensors is None or self._tensors[0] != key:
-            stored = as_tensor(reader.vectors.check())
-            # First to the device, because that moves fewer bytes, and always a copy, because the file is read-only.
-            copied = stored.to(target, copy=True)
-            self._tensors = key, copied.half() if fp16 else copied.float()
+            dtype = torch.float16 if fp16 else torch.float32
+            tensor = torch.empty(reader.vectors.shape, dtype=dtype, device=target)
+            for start in range(0, len(tensor), _BLOCK):
+                rows = as_tensor(reader.vectors[start : start + _BLOCK])
+                tensor[start : start + len(rows)] = rows.to(target)  # converted there, because that moves fewer bytes
+            self._tensors = key, tensor
         return self._tensors[1]
 
     @property

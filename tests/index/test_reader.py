@@ -84,7 +84,7 @@ def replace_meta(text: bytes) -> Any:
 
 
 BYTES = r"x.hyp is damaged: vecs.f2 {}, expected 48 bytes \(6 rows of 4 numbers\). Copy the directory again or rebuild it"
-COUNTS = r"must have a positive doc_count and vec_size and dtype f2 or f4, got {}. Copy the index again or rebuild it"
+COUNTS = r"must have a positive doc_count and vec_size and dtype f2 or f4 or i1, got {}. Copy the index again or rebuild it"
 DAMAGES = {
     "vectors cut": (change_vectors(lambda b: b[:-1]), BYTES.format("has 47 bytes")),
     "vectors empty": (change_vectors(lambda b: b""), BYTES.format("has 0 bytes")),
@@ -128,7 +128,7 @@ DAMAGES = {
     "size negative": (change_meta(vec_size=-4), COUNTS.format("6, -4 and f2")),
     "size and count swapped": (change_meta(vec_size=6, doc_count=4), "must have 4 docnos, got 6"),
     "another dtype": (change_meta(dtype="f4"), "vecs.f4 is missing, expected 96 bytes"),
-    "unknown dtype": (change_meta(dtype="i1"), COUNTS.format("6, 4 and i1")),
+    "unknown dtype": (change_meta(dtype="i2"), COUNTS.format("6, 4 and i2")),
 }
 
 

@@ -113,7 +113,7 @@ def test_missing_parent_directories_are_created(tmp_path):
 # Options and places
 
 
-@pytest.mark.parametrize("option", [{"mode": "append"}, {"mode": None}, {"dtype": "f2"}, {"dtype": "int8"}, {"dtype": None}])
+@pytest.mark.parametrize("option", [{"mode": "append"}, {"mode": None}, {"dtype": "f2"}, {"dtype": "int4"}, {"dtype": None}])
 def test_unknown_options_are_errors_and_write_nothing(tmp_path, option):
     (name, value), *_ = option.items()
     with pytest.raises(ValueError, match=rf"{name} must be one of '.*', got {value!r}"):

@@ -167,7 +167,7 @@ def test_texts_without_a_model_are_an_error(tmp_path):
     ("option", "message"),
     [
         ({"mode": "append"}, "mode must be one of 'create', 'overwrite', 'resume', got 'append'"),
-        ({"dtype": "int8"}, "dtype must be one of 'fp16', 'fp32', got 'int8'"),
+        ({"dtype": "int4"}, "dtype must be one of 'fp16', 'fp32', 'int8', got 'int4'"),
         ({"batch_size": 0}, "batch_size must be a positive integer, got 0"),
         ({"batch_size": -1}, "batch_size must be a positive integer, got -1"),
         ({"batch_size": 1.5}, "batch_size must be a positive integer, got 1.5"),
@@ -250,7 +250,7 @@ class CountingStream:
     "options",
     [
         {"mode": "append"},
-        {"dtype": "int8"},
+        {"dtype": "int4"},
         {"batch_size": 0},
         {"text_field": []},
         {"graph_k": 0},
