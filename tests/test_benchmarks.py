@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import checks  # noqa: E402
 import dense  # noqa: E402
+import int8  # noqa: E402
 import released  # noqa: E402
 import search  # noqa: E402
 from shared.datasets import open_collection  # noqa: E402
@@ -135,3 +136,12 @@ def test_dense_benchmark_compares_both_packages_on_the_same_vectors(capsys):
     assert table["system"].tolist() == ["ours", "pyterrier_dr"] * 5 and table["ef_search"].tolist()[::2] == [5, 10, 20, 40, 80]
     assert (table[["ms_p50", "ms_batch"]] > 0).all().all() and table["recall"].between(0.5, 1).all()
     assert re.search(r"recall 0.9: ms_p50 .* ratio", capsys.readouterr().out)
+
+
+def test_int8_benchmark_compares_rankings_with_fp16(minilm, folder, capsys):
+    int8.main(["--dataset", str(folder), "--topics", "3", "--docs", "40"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"40 documents, 3 queries, bytes of vectors: {{'fp16': {40 * 384 * 2}, 'int8': {40 * 384}}}"
+    assert [line.split()[0] for line in lines[2:]] == ["all-MiniLM-L6-v2", "hypencoder-minilm"]
+    numbers = np.array([line.split()[1:] for line in lines[2:]], dtype=float)
+    assert (numbers[:, 0] > 0.8).all() and (numbers[:, 1:3] == 1).all() and (numbers[:, 3:] >= 0).all()

@@ -163,7 +163,7 @@ def test_page_code_runs_and_prints_what_it_shows(page, namespace):
         "overview.rst": 2,
         "indexing-retrieval.rst": 3,
         "algorithms.rst": 1,
-        "on-disk.rst": 1,
+        "on-disk.rst": 2,
         "filtering.rst": 5,
         "long-documents.rst": 4,
         "coming-from-pyterrier-dr.rst": 4,
