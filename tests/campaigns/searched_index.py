@@ -37,11 +37,11 @@ class RandomModel:
         return {"class": "Hypencoder", "name": "random", "revision": None, "fingerprint": "random", "options": {}}
 
 
-def build_index(path: Path, seed: int = 0) -> Path:
+def build_index(path: Path, seed: int = 0, dtype: str = "fp16") -> Path:
     """Build an index with a neighbour graph and an inner-product index."""
     vectors = make_clusters(N_DOCS, VEC_SIZE) + np.float32(seed)
     docs = [{"docno": f"doc-{seed}-{i}", "doc_vec": vector} for i, vector in enumerate(vectors)]
-    index = HypencoderIndexer(path, RandomModel(), graph_k=GRAPH_K).index(docs)
+    index = HypencoderIndexer(path, RandomModel(), graph_k=GRAPH_K, dtype=dtype).index(docs)
     index.inner_product_index()
     return path
 

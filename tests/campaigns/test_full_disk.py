@@ -64,6 +64,12 @@ def _build(path: Path, mode: str) -> None:
 
 JOBS = {
     "create an index": Job(lambda path: None, _build, ("create", "resume"), _describe_index),
+    "create an index in int8": Job(
+        lambda path: None,
+        lambda path, mode: build(path, DOCS, mode=mode, dtype="int8"),
+        ("create", "resume"),
+        _describe_index,
+    ),
     "overwrite an index": Job(
         lambda path: build(path, OLD_DOCS, graph_k=2), _build, ("overwrite", "overwrite"), _describe_index
     ),

@@ -75,9 +75,12 @@ def is_same_content(file: Path, whole: Path) -> bool:
         return False
 
 
-@pytest.mark.parametrize(("kind", "full", "short"), [("checksums", 2400, 260), ("no checksums", 400, 60)])
+@pytest.mark.parametrize(
+    ("kind", "full", "short"), [("checksums", 2400, 260), ("checksums, int8", 400, 60), ("no checksums", 400, 60)]
+)
 def test_damaged_index_answers_rightly_or_with_a_clear_error(tmp_path, open_table, campaign_size, kind, full, short):
-    whole, other = build_index(tmp_path / "whole.hyp"), build_index(tmp_path / "other.hyp", seed=1)
+    dtype = "int8" if "int8" in kind else "fp16"
+    whole, other = (build_index(tmp_path / f"{seed}.hyp", seed, dtype) for seed in (0, 1))
     if kind == "no checksums":
         for path in (whole, other):
             remove_checksums(path)
