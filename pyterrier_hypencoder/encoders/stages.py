@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,6 +27,8 @@ from .columns import (
     read_texts,
     read_vectors,
 )
+
+_TEXTS_PER_BATCH = 2048
 
 
 class Model(Protocol):
@@ -93,6 +95,17 @@ def narrow_qnets(qnets: QNets, width: int | None) -> QNets:
     return qnets.narrow(width)
 
 
+def _encode_docs(model: Model, texts: Iterable[str], batch_size: int, verbose: bool) -> list[np.ndarray]:
+    """Return the vectors of texts. The progress bar counts texts that have been encoded."""
+    texts = list(texts)
+    vectors: list[np.ndarray] = []
+    with pt.tqdm(total=len(texts), desc="documents", disable=not verbose) as progress:
+        for batch in chunked(texts, batch_size):
+            vectors.extend(model.encode_docs(batch))
+            progress.update(len(batch))
+    return vectors
+
+
 class DocEncoder(ByArguments, pt.Transformer):
     """Add document vectors as ``doc_vec`` (float32).
 
@@ -114,7 +127,9 @@ class DocEncoder(ByArguments, pt.Transformer):
 
     schematic = {"label": "DocEncoder"}
 
-    def __init__(self, model: Model, *, text_field: TextField = "text", batch_size: int = 2048, verbose: bool = False) -> None:
+    def __init__(
+        self, model: Model, *, text_field: TextField = "text", batch_size: int = _TEXTS_PER_BATCH, verbose: bool = False
+    ) -> None:
         self.model = model
         self.text_field = text_field
         self.batch_size = batch_size
@@ -125,11 +140,7 @@ class DocEncoder(ByArguments, pt.Transformer):
         pt.validate.columns(inp, includes=list_text_fields(self.text_field))
         texts = read_texts(inp, self.text_field)
         check_positive("batch_size", self.batch_size)
-        vectors: list[np.ndarray] = []
-        with pt.tqdm(total=len(texts), desc="documents", disable=not self.verbose) as progress:
-            for batch in chunked(texts, self.batch_size):
-                vectors.extend(self.model.encode_docs(batch))
-                progress.update(len(batch))
+        vectors = _encode_docs(self.model, texts, self.batch_size, self.verbose)
         return inp.assign(doc_vec=pd.Series(vectors, index=inp.index, dtype=object))
 
     def transform_inputs(self) -> list[list[str]]:
@@ -289,7 +300,7 @@ class TextScorer(ByArguments, pt.Transformer):
         if self.model is None:
             raise ValueError("Texts need a model to encode them, got none. Pass model=...")
         codes, texts = pd.factorize(np.asarray(read_texts(frame, self.text_field), dtype=object))
-        encoded = torch.from_numpy(self.model.encode_docs(list(texts)))
+        encoded = torch.from_numpy(np.stack(_encode_docs(self.model, texts, _TEXTS_PER_BATCH, self.verbose)))
         return lambda rows: encoded[torch.from_numpy(codes[rows])]
 
     def _get_tie_keys(self, frame: pd.DataFrame) -> np.ndarray:

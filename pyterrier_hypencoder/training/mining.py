@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+import pyterrier as pt
 from more_itertools import chunked
 
 from ..encoders.columns import TextField, join_text, list_text_fields, read_docnos, read_queries
@@ -60,6 +61,7 @@ def mine(
     max_rank: int | None = None,
     min_label: int = 1,
     seed: int = 0,
+    verbose: bool = False,
 ) -> Path:
     """Write training rows made from topics, judgements and documents, or reuse the file if it exists.
 
@@ -70,8 +72,7 @@ def mine(
     Args:
         topics: Frame with qid, query and what the retriever needs.
         qrels: Frame with qid, docno and label.
-        docs: Documents with docno and text: iterable of dictionaries, frame, or PyTerrier dataset. They are read once, and
-            only the needed texts stay in memory.
+        docs: Dictionaries with docno and text, a frame, or a PyTerrier dataset. Only the needed texts stay in memory.
         retriever: Pipeline that finds negatives. Its results that are not judged relevant are used.
         path: File to write, ``.jsonl`` or ``.jsonl.gz``.
         negatives_per_query: Maximum number of negatives per topic.
@@ -80,6 +81,7 @@ def mine(
         max_rank: Number of top documents from which the negatives are drawn at random. None takes the first ones.
         min_label: Lowest label of relevant documents.
         seed: Seed of the random draw.
+        verbose: If True, show progress.
 
     Returns:
         The path, for :class:`~pyterrier_hypencoder.training.training_rows.TrainingRows`.
@@ -93,18 +95,18 @@ def mine(
     check_suffix(path)
     topics, qrels = _check_frames(topics, qrels)
     options = {"negatives_per_query": int(negatives_per_query), "max_rank": max_rank and int(max_rank), "seed": int(seed)}
-    made_from = (
-        _describe_inputs(topics, qrels, docs, retriever, teacher) | options | {"min_label": min_label, "fields": fields}
-    )
+    others = {"min_label": min_label, "fields": fields}
+    made_from = _describe_inputs(topics, qrels, docs, retriever, teacher) | options | others
     if path.exists():
         check_row_file(path, made_from)
         _LOG.info("%s exists and is reused.", path)
         return path
     relevant = _list_relevant(qrels, min_label)
-    negatives = _find_negatives(topics[topics["qid"].isin(relevant)], relevant, retriever, options)
+    negatives = _find_negatives(topics[topics["qid"].isin(relevant)], relevant, retriever, options, verbose)
     mined, texts = _join_topics(topics, relevant, negatives, docs, fields)
     _check_mined(path, mined, len(topics), negatives_per_query, min_label)
-    write_row_file(path, _make_rows(mined, texts, teacher), made_from)
+    rows = _make_rows(mined, texts, teacher)
+    write_row_file(path, pt.tqdm(rows, desc="rows", total=len(mined), disable=not verbose), made_from)
     return path
 
 
@@ -155,18 +157,22 @@ def _list_relevant(qrels: pd.DataFrame, min_label: int) -> dict[str, list[str]]:
 
 
 def _find_negatives(
-    topics: pd.DataFrame, relevant: Mapping[str, list[str]], retriever: Any, options: Mapping[str, Any]
+    topics: pd.DataFrame, relevant: Mapping[str, list[str]], retriever: Any, options: Mapping[str, Any], verbose: bool
 ) -> dict[str, list[str]]:
     """Return the docnos of each topic's negatives, by rank."""
     found: dict[str, list[str]] = {}
+    progress = pt.tqdm(total=len(topics), desc="negatives", unit="topic", disable=not verbose)
     for start in range(0, len(topics), _TOPICS_PER_BATCH):
-        results = retriever.transform(topics.iloc[start : start + _TOPICS_PER_BATCH])
+        batch = topics.iloc[start : start + _TOPICS_PER_BATCH]
+        results = retriever.transform(batch)
         by = "rank" if "rank" in results.columns else "score"
         check_frame("the results of retriever", results, "qid", "docno", by)
         results = results.sort_values(by, ascending=by == "rank", kind="stable")
         results = results.assign(qid=results["qid"].astype(str), docno=read_docnos(results))
         for qid, docnos in results.groupby("qid")["docno"]:
             found[str(qid)] = _pick_negatives(str(qid), list(docnos), set(relevant.get(str(qid), ())), **options)
+        progress.update(len(batch))
+    progress.close()
     return found
 
 

@@ -221,3 +221,12 @@ def test_inputs_of_wrong_types_raise_value_error(topics, qrels, docs, tmp_path, 
 def test_labels_must_be_numbers(topics, qrels, docs, tmp_path):
     with pytest.raises(ValueError, match="label must be a column of numbers in qrels"):
         mine(topics, qrels.astype({"label": str}), docs, None, path=tmp_path / "rows.jsonl")
+
+
+def test_progress_counts_topics_and_rows(inputs, tmp_path, capsys):
+    given, _ = inputs
+    mine(**given, path=tmp_path / "rows.jsonl", verbose=True)
+    shown = capsys.readouterr().err
+    assert "negatives: 100%" in shown and "rows: 100%" in shown
+    mine(**given, path=tmp_path / "other.jsonl")
+    assert "%" not in capsys.readouterr().err
