@@ -151,6 +151,8 @@ class TrainingLoop(transformers.Trainer):
             run_state.drop_states(self.output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:  # transformers 5 calls this in every process
+            return
         directory = Path(output_dir or self.output_dir)
         self.save_encoder(directory)
         run_state.write_facts(directory, self.facts)
