@@ -97,21 +97,7 @@ def write_dense_model(encoder: TextEncoder, settings: DenseSettings, tokenizer: 
 
 
 def upload(save: Callable[[Path], Any], repo_id: str, *, private: bool | None, token: str | None, commit_message: str) -> str:
-    """Save a model in a temporary folder, and upload the folder to the hub.
-
-    Args:
-        save: Function that saves the model into a directory.
-        repo_id: Name of the repository, ``user/name``. It is created if needed.
-        private: If True, a new repository is private. None takes the default of the account.
-        token: Token of the hub. None takes the stored one.
-        commit_message: Message of the commit.
-
-    Returns:
-        Address of the model.
-
-    Raises:
-        OSError: If the hub refuses or cannot be reached.
-    """
+    """Save a model in a temporary folder, and upload the folder to the hub; see :meth:`.Encoder.push_to_hub`."""
     from huggingface_hub import HfApi
 
     with tempfile.TemporaryDirectory() as temporary:

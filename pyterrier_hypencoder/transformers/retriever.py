@@ -33,7 +33,7 @@ from .filters import count_allowed
 from .opened import IndexTransformer
 from .result_frames import build_result_frame, check_topics, list_statistics, split_candidates
 from .scans import open_scan, read_inner_product_version
-from .search_options import check_search_options, read_query_vectors
+from .search_options import check_search_options, read_linear_queries
 
 logger = logging.getLogger(__name__)
 
@@ -272,7 +272,7 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         n_allowed = count_allowed(allowed, reader.doc_count)
         algorithm = self._choose_algorithm(reader, qnets, n_allowed, candidates is not None)
         if algorithm == "hnsw":
-            vectors, find = read_query_vectors(qnets), self._open_inner_product_index(reader).find
+            vectors, find = read_linear_queries(qnets), self._open_inner_product_index(reader).find
             k, ef_search = self.num_results, self.ef_search
             return hnsw_search(find, score, reader.vectors, vectors, k, ef_search=ef_search, allowed=allowed)
         if algorithm != "exhaustive":

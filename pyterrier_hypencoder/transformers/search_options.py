@@ -47,7 +47,7 @@ def check_search_options(retriever: Any) -> None:
     get_index_path(retriever._index)
 
 
-def read_query_vectors(qnets: QNets) -> Tensor:
+def read_linear_queries(qnets: QNets) -> Tensor:
     """Return the query vectors (Q, D) of q-nets for HNSW search.
 
     Raises:
