@@ -18,7 +18,7 @@ import torch
 from synthetic_qnets import make_random_qnets
 
 from pyterrier_hypencoder import HypencoderIndex, HypencoderIndexer, QNets, scoring
-from pyterrier_hypencoder.search.documents import Rows
+from pyterrier_hypencoder.scoring.rows import Rows
 from pyterrier_hypencoder.search.entry_points import draw_entry_points
 from pyterrier_hypencoder.search.exhaustive import exhaustive_search
 from pyterrier_hypencoder.search.graph import graph_search

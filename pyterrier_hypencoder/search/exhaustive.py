@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .documents import Rows, as_tensor, take_rows
+from ..scoring.rows import Rows, as_tensor, take_rows
+from .allowed import make_allowed
 from .finite import check_finite
 from .results import Results, select_top_k
 
@@ -38,8 +39,9 @@ def exhaustive_search(
     Returns:
         The k best documents of every query.
     """
-    filters = _Filters(allowed) if allowed is not None and any(ids is not None for ids in allowed) else None
-    docids = filters.union if filters is not None else None  # None: all documents
+    filters = make_allowed(allowed)
+    union = None if filters is None else filters.find_union()
+    docids = None if union is None else union.numpy()  # None: all documents
     total = len(vectors) if docids is None else len(docids)
     step = max(1, _CHUNK_BYTES // (4 * vectors.shape[1]))
     best: tuple[Tensor, Tensor] | None = None
@@ -49,8 +51,8 @@ def exhaustive_search(
         rows = as_tensor(vectors[start:stop]) if docids is None else take_rows(vectors, torch.from_numpy(ids))
         scores = score(rows)  # (Q, n)
         check_finite(scores, rows, torch.from_numpy(ids))
-        if filters is not None:
-            scores = filters.apply(scores, ids)
+        if filters is not None and not filters.is_shared:
+            scores = filters.apply_to(scores, torch.from_numpy(ids))
         block = scores, torch.from_numpy(ids).to(scores.device).expand(n_queries, -1)
         # The best documents so far come first: their docids are smaller, as select_top_k requires among equal scores.
         joined = block if best is None else (torch.cat([best[0], block[0]], 1), torch.cat([best[1], block[1]], 1))
@@ -62,30 +64,3 @@ def exhaustive_search(
         best = no_scores, torch.empty_like(no_scores, dtype=torch.long)
     n_scored = torch.full((n_queries,), total, dtype=torch.long, device="cpu")
     return Results.from_tensors(*best, n_scored=n_scored, n_rounds=torch.ones_like(n_scored))
-
-
-class _Filters:
-    """The allowed documents of every query, applied block by block.
-
-    Args:
-        allowed: For every query the allowed docids, or None for all documents.
-    """
-
-    def __init__(self, allowed: Sequence[np.ndarray | None]) -> None:
-        self._allowed = allowed
-        distinct = list({id(ids): ids for ids in allowed if ids is not None}.values())
-        # If every query has a filter, documents that no query allows need no score.
-        all_limited = all(ids is not None for ids in allowed)
-        self._is_shared = all_limited and len(distinct) == 1  # one filter for all queries, which is the usual case
-        union = distinct[0] if self._is_shared else np.unique(np.concatenate(distinct))
-        self.union = union.astype(np.int64) if all_limited else None
-
-    def apply(self, scores: Tensor, docids: np.ndarray) -> Tensor:
-        """Set the scores (Q, n) of documents (n,) that a query does not allow to -inf."""
-        if self._is_shared:
-            return scores
-        excluded = np.zeros(scores.shape, dtype=bool)
-        for q, ids in enumerate(self._allowed):
-            if ids is not None:
-                excluded[q] = ~np.isin(docids, ids, assume_unique=True)
-        return scores.masked_fill(torch.from_numpy(excluded).to(scores.device), -torch.inf)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..scoring import Scorer, choose_search_device
-from .documents import Documents, Rows, take_rows
+from ..scoring.rows import Rows, take_rows
+from .documents import Documents
 from .results import Results, select_top_k, sort_by_score
 
 VARIANTS = ("released", "paper")

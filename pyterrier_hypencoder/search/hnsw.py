@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..scoring import Scorer
-from .documents import Rows, take_rows
+from ..scoring.rows import Rows, take_rows
 from .exhaustive import exhaustive_search
 from .finite import NonFiniteScoreError, check_finite
 from .results import Results, sort_by_score

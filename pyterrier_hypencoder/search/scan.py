@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .documents import Rows, as_tensor, take_rows
+from ..scoring.rows import Rows, as_tensor, take_rows
 
 _PRODUCTS_IN_MEMORY = 2**25
 _DEVICE_BYTES = 2**30

@@ -36,7 +36,8 @@ import torch
 from torch import Tensor
 
 from ..scoring import Scorer, choose_search_device
-from .documents import Documents, Rows, take_rows
+from ..scoring.rows import Rows, take_rows
+from .documents import Documents
 from .exhaustive import exhaustive_search
 from .finite import NonFiniteScoreError
 from .fit import correlate_ranks, fit_linear, fit_parts

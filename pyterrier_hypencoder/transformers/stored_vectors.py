@@ -20,7 +20,7 @@ from ..index.reader import IndexReader
 from ..index.staging import find_folder
 from ..index.writer import is_index
 from ..scoring import resolve_device
-from ..search.documents import as_tensor
+from ..scoring.rows import as_tensor
 
 _BLOCK = 4096  # documents that are converted together
 

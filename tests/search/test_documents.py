@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pyterrier_hypencoder import QNets, QNetSpec, scoring
-from pyterrier_hypencoder.search.documents import Documents, as_tensor, take_rows
+from pyterrier_hypencoder.scoring.rows import as_tensor, take_rows
+from pyterrier_hypencoder.search.documents import Documents
 
 SPEC = QNetSpec((8, 8, 1))
 CPU = torch.device("cpu")
