@@ -10,6 +10,7 @@ import pyterrier as pt
 
 from ..index.reader import IndexReader
 from ..search.results import Results
+from .batch_search import BatchSearch
 from .filters import drop_excluded, make_filter_key, read_filters, resolve_options
 
 
@@ -33,8 +34,7 @@ def search_in_batches(
             batch = topics.iloc[rows]
             filters = read_filters(reader, batch, for_all, ignore_same_id=retriever.ignore_same_id)
             n_dropped = max(len(f.excluded) for f in filters)
-            found = _request_more(retriever, n_dropped)._search_batch(
-                reader,
+            found = BatchSearch(retriever, reader, int(retriever.num_results) + n_dropped).search(
                 batch,
                 [f.allowed for f in filters],
                 None if candidates is None else candidates[rows],
@@ -43,15 +43,6 @@ def search_in_batches(
             results = results.concat(drop_excluded(found, filters, retriever.num_results) if n_dropped else found)
             progress.update(start + len(batch) - progress.n)
     return results
-
-
-def _request_more(retriever: Any, number: int) -> Any:
-    """Return a retriever with the same opened files that finds more results."""
-    if not number:
-        return retriever
-    more = object.__new__(type(retriever))
-    more.__dict__.update(retriever.__dict__, num_results=int(retriever.num_results) + number)
-    return more
 
 
 def _count_as_queries(progress: Any, queries_per_document: float) -> Callable[[int], object]:

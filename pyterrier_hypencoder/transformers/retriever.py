@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -13,32 +13,18 @@ import pyterrier as pt
 from .. import scoring
 from ..encoders.base import Encoder
 from ..index.files import resolve_path
-from ..index.inner_product import InnerProductIndex, is_built, require_inner_product_index
-from ..index.neighbour_graph import NeighbourGraph, has_graph, open_graph
 from ..index.reader import IndexReader
 from ..options import check_option_names
-from ..qnet import QNets
-from ..search.choose import EXHAUSTIVE_IF_LINEAR, choose_algorithm
-from ..search.entry_points import SEED, default_n_initial, draw_entry_points
-from ..search.exhaustive import exhaustive_search
-from ..search.finite import NonFiniteScoreError
-from ..search.graph import graph_search
-from ..search.hnsw import EF_SEARCH, hnsw_search
+from ..search.entry_points import SEED
+from ..search.hnsw import EF_SEARCH
 from ..search.results import Results
-from ..search.scan import Scan
-from ..search.surrogate import surrogate_search
 from .batches import search_in_batches
 from .example import build_example_index
-from .filters import count_allowed
 from .opened import IndexTransformer
 from .result_frames import build_result_frame, check_topics, list_statistics, split_candidates
-from .scans import open_scan, read_inner_product_version
-from .search_options import check_search_options, read_linear_queries
+from .search_options import check_search_options
 
 logger = logging.getLogger(__name__)
-
-MIN_PER_ROUND = 250
-"""Default of ``n_per_round`` for small ``num_results``."""
 
 
 class HypencoderRetriever(IndexTransformer, pt.Transformer):
@@ -244,147 +230,3 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         """Return the label of the retriever in schematics: the class of the model and the algorithm."""
         name = type(self.model).__name__ if isinstance(self.model, Encoder) else "Hypencoder"
         return {"label": name if self.algorithm == "exhaustive" else f"{name} {self.algorithm}"}
-
-    def _search_batch(
-        self,
-        reader: IndexReader,
-        batch: pd.DataFrame,
-        allowed: Sequence[np.ndarray | None],
-        candidates: list[list[str]] | None,
-        progress: Callable[[int], object],
-    ) -> Results:
-        qnets = self._make_fitting_qnets(reader, batch)
-        try:
-            return self._search_with(reader, qnets, allowed, candidates, progress)
-        except NonFiniteScoreError as err:
-            qid, docno = batch["qid"].iloc[err.query], reader.docnos.at(np.array([err.docid]))[0]
-            raise ValueError(f"{err.explain(repr(qid), repr(docno), qnets)} The index is at {reader.path}.") from err
-
-    def _search_with(
-        self,
-        reader: IndexReader,
-        qnets: QNets,
-        allowed: Sequence[np.ndarray | None],
-        candidates: list[list[str]] | None,
-        progress: Callable[[int], object],
-    ) -> Results:
-        score = scoring.make_scorer(qnets, device=self.device, precision=self.precision)
-        n_allowed = count_allowed(allowed, reader.doc_count)
-        algorithm = self._choose_algorithm(reader, qnets, n_allowed, candidates is not None)
-        if algorithm == "hnsw":
-            vectors, find = read_linear_queries(qnets), self._open_inner_product_index(reader).find
-            k, ef_search = self.num_results, self.ef_search
-            return hnsw_search(find, score, reader.vectors, vectors, k, ef_search=ef_search, allowed=allowed)
-        if algorithm != "exhaustive":
-            entry_points = self._find_entry_points(reader, qnets, candidates, algorithm)
-            if not self._covers_all(entry_points, n_allowed):
-                search = self._search_graph if algorithm == "graph" else self._search_surrogate
-                return search(reader, qnets, score, entry_points, allowed)
-        return exhaustive_search(score, reader.vectors, len(qnets), self.num_results, allowed=allowed, progress=progress)
-
-    def _choose_algorithm(self, reader: IndexReader, qnets: QNets, n_allowed: int, has_candidates: bool) -> str:
-        if qnets.spec.is_linear and self.algorithm in EXHAUSTIVE_IF_LINEAR:
-            logger.info("algorithm=%r: q-nets are single vectors, so the search is exhaustive", self.algorithm)
-            return "exhaustive"
-        if self.algorithm != "auto":
-            return self.algorithm
-        choice = choose_algorithm(
-            n_allowed=n_allowed,
-            num_results=self.num_results,
-            doc_count=reader.doc_count,
-            is_linear=qnets.spec.is_linear,
-            has_entry_points=has_candidates or self.entry_points is not None,
-            has_graph=has_graph(reader, self.graph_k),
-            has_inner_product_index=self._has_inner_product_index(reader),
-            on_gpu=scoring.resolve_device(self.device).type == "cuda",
-        )
-        logger.info("algorithm='auto' chooses %s for %d documents: %s", choice.algorithm, n_allowed, choice.reason)
-        return choice.algorithm
-
-    def _find_entry_points(
-        self, reader: IndexReader, qnets: QNets, candidates: list[list[str]] | None, algorithm: str
-    ) -> np.ndarray | list[np.ndarray]:
-        """Return docids that all queries share, or one array per query."""
-        if algorithm == "graph":
-            number = self.initial_candidates
-        elif self.n_initial is not None:
-            number = self.n_initial
-        else:
-            number = default_n_initial(reader.vec_size, has_query_vector=qnets.query_vectors is not None)
-        random = draw_entry_points(reader.doc_count, number, self.seed)
-        add_random = algorithm == "surrogate"
-        if candidates is not None:
-            per_query = [reader.docnos.require(docnos) for docnos in candidates]
-            return [np.union1d(docids, random) if add_random else np.unique(docids) for docids in per_query]
-        if self.entry_points is None:
-            return random
-        docids = np.unique(reader.docnos.require(list(self.entry_points)))
-        return np.union1d(docids, random) if add_random else docids
-
-    def _covers_all(self, entry_points: np.ndarray | list[np.ndarray], n_allowed: int) -> bool:
-        """Return True if every query has at least as many entry points as there are allowed documents."""
-        fewest = len(entry_points) if isinstance(entry_points, np.ndarray) else min(map(len, entry_points))
-        if fewest >= n_allowed:
-            message = "algorithm=%r: %d entry points cover all allowed documents, so all %d are scored"
-            logger.info(message, self.algorithm, fewest, n_allowed)
-        return fewest >= n_allowed
-
-    def _search_graph(
-        self,
-        reader: IndexReader,
-        qnets: QNets,
-        score: scoring.Scorer,
-        entry_points: np.ndarray | list[np.ndarray],
-        allowed: Sequence[np.ndarray | None],
-    ) -> Results:
-        return graph_search(
-            score,
-            reader.vectors,
-            self._open_graph(reader).edges,
-            entry_points,
-            len(qnets),
-            self.num_results,
-            device=scoring.resolve_device(self.device),
-            n_candidates=self.n_candidates,
-            max_iter=self.max_iter,
-            early_stop=self.early_stop,
-            variant=self.variant,
-            allowed=allowed,
-        )
-
-    def _search_surrogate(
-        self,
-        reader: IndexReader,
-        qnets: QNets,
-        score: scoring.Scorer,
-        entry_points: np.ndarray | list[np.ndarray],
-        allowed: Sequence[np.ndarray | None],
-    ) -> Results:
-        device = scoring.resolve_device(self.device)
-        return surrogate_search(
-            score,
-            reader.vectors,
-            entry_points,
-            len(qnets),
-            self.num_results,
-            scan=self._open_scan(reader) if device.type == "cpu" else None,
-            device=device,
-            query_vectors=qnets.query_vectors,
-            max_rounds=self.max_rounds,
-            n_per_round=max(MIN_PER_ROUND, int(self.num_results) // 2) if self.n_per_round is None else self.n_per_round,
-            ridge=self.ridge,
-            allowed=allowed,
-        )
-
-    def _open_graph(self, reader: IndexReader) -> NeighbourGraph:
-        return self._open("graph", (reader.version, self.graph_k), lambda: open_graph(reader, self.graph_k))
-
-    def _open_scan(self, reader: IndexReader) -> Scan | None:
-        return self._open("scan", read_inner_product_version(reader), lambda: open_scan(reader))
-
-    def _open_inner_product_index(self, reader: IndexReader) -> InnerProductIndex:
-        version = read_inner_product_version(reader)
-        return self._open("inner_product_index", version, lambda: require_inner_product_index(reader))
-
-    def _has_inner_product_index(self, reader: IndexReader) -> bool:
-        return self._open("has_inner_product_index", read_inner_product_version(reader), lambda: is_built(reader))

@@ -8,7 +8,7 @@ import pyterrier as pt
 import pytest
 
 from pyterrier_hypencoder import HypencoderIndex
-from pyterrier_hypencoder.transformers import retriever as retriever_module
+from pyterrier_hypencoder.transformers import batch_search
 
 SIZES = [1, 2, 7, 64, 129]
 
@@ -121,7 +121,7 @@ def test_every_transformer_passes_inspection(sized):
 
 
 def test_retriever_uses_the_graph_that_the_indexer_built(tmp_path, monkeypatch):
-    monkeypatch.setattr(retriever_module, "EXHAUSTIVE_IF_LINEAR", ())  # the queries are vectors, which need no graph
+    monkeypatch.setattr(batch_search, "EXHAUSTIVE_IF_LINEAR", ())  # the queries are vectors, which need no graph
     index, _ = make_index(tmp_path / "x.hyp", 40, 5, graph_k=6)
     graph = index.retriever(algorithm="graph", initial_candidates=3, num_results=4)
     assert (graph(make_queries(2, 5)).groupby("qid").size() == 4).all()

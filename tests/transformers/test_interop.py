@@ -10,7 +10,8 @@ import pyterrier as pt
 import pytest
 from result_checks import count_calls, score_by_document
 
-from pyterrier_hypencoder import HypencoderIndex, HypencoderIndexer, HypencoderRetriever, HypencoderScorer
+from pyterrier_hypencoder import HypencoderIndex, HypencoderIndexer, HypencoderScorer
+from pyterrier_hypencoder.transformers.batch_search import BatchSearch
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def caching():
 
 
 def test_retriever_cache_searches_once(caching, index, model, topics, full, tmp_path, monkeypatch):
-    searches = count_calls(monkeypatch, HypencoderRetriever, "_search_batch")
+    searches = count_calls(monkeypatch, BatchSearch, "search")
     with caching.RetrieverCache(tmp_path / "cache", index.retriever(model)) as cache:
         for _ in range(2):
             found = cache(topics)

@@ -17,7 +17,7 @@ from result_checks import ADDED, assert_same_ranking
 
 from pyterrier_hypencoder import Hypencoder, HypencoderIndex, HypencoderIndexer, HypencoderRetriever
 from pyterrier_hypencoder.index.reader import IndexReader
-from pyterrier_hypencoder.transformers import retriever as retriever_module
+from pyterrier_hypencoder.transformers import batch_search
 from pyterrier_hypencoder.transformers import scorer as scorer_module
 from pyterrier_hypencoder.transformers.opened import check_model_fits, gather_vectors, get_index_path
 
@@ -181,14 +181,14 @@ def list_generations(results: pd.DataFrame) -> set[str]:
 def test_results_are_named_by_the_index_that_was_searched(tmp_path, monkeypatch):
     index = build_generation(tmp_path / "x.hyp", 1)
     expected = index.retriever()(QUERY_VECTORS)
-    search = retriever_module.exhaustive_search
+    search = batch_search.exhaustive_search
 
     def replace_after_search(*args: Any, **options: Any) -> Any:
         results = search(*args, **options)
         build_generation(tmp_path / "x.hyp", 2)
         return results
 
-    monkeypatch.setattr(retriever_module, "exhaustive_search", replace_after_search)
+    monkeypatch.setattr(batch_search, "exhaustive_search", replace_after_search)
     assert_same_ranking(index.retriever()(QUERY_VECTORS), expected)
     monkeypatch.undo()
     assert list_generations(index.retriever()(QUERY_VECTORS)) == {"2"}
@@ -196,15 +196,15 @@ def test_results_are_named_by_the_index_that_was_searched(tmp_path, monkeypatch)
 
 def test_graph_search_runs_again_if_the_index_was_replaced_before_its_graph_was_opened(tmp_path, monkeypatch):
     index = build_generation(tmp_path / "x.hyp", 1, graph_k=5)
-    open_graph, replaced = retriever_module.open_graph, []
+    open_graph, replaced = batch_search.open_graph, []
 
     def replace_first(reader: IndexReader, k: int) -> Any:
         if not replaced:
             replaced.append(build_generation(tmp_path / "x.hyp", 2, graph_k=5))
         return open_graph(reader, k)
 
-    monkeypatch.setattr(retriever_module, "open_graph", replace_first)
-    monkeypatch.setattr(retriever_module, "EXHAUSTIVE_IF_LINEAR", ())
+    monkeypatch.setattr(batch_search, "open_graph", replace_first)
+    monkeypatch.setattr(batch_search, "EXHAUSTIVE_IF_LINEAR", ())
     graph = index.retriever(algorithm="graph", graph_k=5, initial_candidates=5, num_results=40)
     assert list_generations(graph(QUERY_VECTORS)) == {"2"}
 
@@ -228,7 +228,7 @@ def test_rerank_uses_one_state_of_the_index(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False])
 def test_threads_search_an_index_that_is_replaced_again_and_again(tmp_path, monkeypatch, shared):
-    monkeypatch.setattr(retriever_module, "EXHAUSTIVE_IF_LINEAR", ())
+    monkeypatch.setattr(batch_search, "EXHAUSTIVE_IF_LINEAR", ())
     path = tmp_path / "x.hyp"
     index = build_generation(path, 0, graph_k=5)
     graph = {"algorithm": "graph", "graph_k": 5, "initial_candidates": 5}
@@ -259,7 +259,7 @@ def test_threads_search_an_index_that_is_replaced_again_and_again(tmp_path, monk
 
 @pytest.mark.parametrize("algorithm", ["exhaustive", "graph", "surrogate"])
 def test_read_only_index_serves_every_search(tmp_path, monkeypatch, algorithm):
-    monkeypatch.setattr(retriever_module, "EXHAUSTIVE_IF_LINEAR", ())
+    monkeypatch.setattr(batch_search, "EXHAUSTIVE_IF_LINEAR", ())
     index = build_generation(tmp_path / "x.hyp", 1, graph_k=5)
 
     def refuse(event: str, args: tuple[Any, ...]) -> None:

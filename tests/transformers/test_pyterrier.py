@@ -27,6 +27,7 @@ from pyterrier_hypencoder import (
     HypencoderScorer,
 )
 from pyterrier_hypencoder.search.choose import ALGORITHMS
+from pyterrier_hypencoder.transformers.batch_search import BatchSearch
 from pyterrier_hypencoder.transformers.vec_loader import VecLoader
 
 METRICS = [ir_measures.nDCG @ 10, ir_measures.RR, ir_measures.R @ 50]
@@ -154,7 +155,7 @@ def test_experiment_plans_agree(systems, topics, qrels, options):
 @pytest.mark.parametrize("options", [{"precompute_prefix": True}, {"plan": "tree", "verbose": False}], ids=str)
 @pytest.mark.filterwarnings("ignore:precompute_prefix", "ignore:There are shared")
 def test_experiment_searches_equal_prefixes_once(index, model, topics, qrels, options, monkeypatch):
-    searches = count_calls(monkeypatch, HypencoderRetriever, "_search_batch")
+    searches = count_calls(monkeypatch, BatchSearch, "search")
     systems = [index.retriever(model) >> index.scorer(model, qnet_width=width) for width in (2, 5)]
     pt.Experiment(systems, topics, qrels, METRICS, names=["2", "5"], **options)
     assert len(searches) == 1

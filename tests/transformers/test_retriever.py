@@ -372,7 +372,7 @@ def test_algorithm_is_chosen_from_the_facts_of_the_batch(index_with_graph, model
         seen.append(facts)
         return choose.Choice("surrogate", "test")
 
-    monkeypatch.setattr("pyterrier_hypencoder.transformers.retriever.choose_algorithm", choose_surrogate)
+    monkeypatch.setattr("pyterrier_hypencoder.transformers.batch_search.choose_algorithm", choose_surrogate)
     auto = index_with_graph.retriever(model, algorithm="auto", graph_k=10, num_results=7, device="cpu")
     auto(topics.head(2).assign(allowed_docnos=[["d001", "d002"], ["d002", "d003"]]))
     auto.graph_k, auto.entry_points = 100, ["d001"]

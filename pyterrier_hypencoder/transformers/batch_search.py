@@ -1,0 +1,204 @@
+"""Search for one batch of queries: choose the algorithm, open what it needs, and run it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .. import scoring
+from ..index.inner_product import InnerProductIndex, is_built, require_inner_product_index
+from ..index.neighbour_graph import NeighbourGraph, has_graph, open_graph
+from ..index.reader import IndexReader
+from ..qnet import QNets
+from ..search.choose import EXHAUSTIVE_IF_LINEAR, choose_algorithm
+from ..search.entry_points import default_n_initial, draw_entry_points
+from ..search.exhaustive import exhaustive_search
+from ..search.finite import NonFiniteScoreError
+from ..search.graph import graph_search
+from ..search.hnsw import hnsw_search
+from ..search.results import Results
+from ..search.scan import Scan
+from ..search.surrogate import surrogate_search
+from .filters import count_allowed
+from .scans import open_scan, read_inner_product_version
+from .search_options import read_linear_queries
+
+logger = logging.getLogger(__name__)
+
+MIN_PER_ROUND = 250
+"""Default of ``n_per_round`` for small ``num_results``."""
+
+
+class BatchSearch:
+    """The search of a retriever over one state of the index.
+
+    Args:
+        retriever: The retriever, whose options are used. It keeps what is opened for later batches.
+        reader: The index.
+        num_results: Number of results per query, which may differ from the retriever's option.
+    """
+
+    def __init__(self, retriever: Any, reader: IndexReader, num_results: int) -> None:
+        self._options = retriever
+        self._reader = reader
+        self._num_results = num_results
+        self._open = retriever._open
+
+    def search(
+        self,
+        batch: pd.DataFrame,
+        allowed: Sequence[np.ndarray | None],
+        candidates: list[list[str]] | None,
+        progress: Callable[[int], object],
+    ) -> Results:
+        """Search for one batch.
+
+        Args:
+            batch: One row per query.
+            allowed: For every query the ascending docids that may be returned, or None for all documents.
+            candidates: For each query docnos to start from, or None.
+            progress: Called with the number of documents that were scored for all queries.
+
+        Raises:
+            ValueError: If an option or a query is not valid, or a score is NaN or infinite.
+            FileNotFoundError: If the algorithm needs a file that the index does not have.
+        """
+        qnets = self._options._make_fitting_qnets(self._reader, batch)
+        try:
+            return self._search_with(qnets, allowed, candidates, progress)
+        except NonFiniteScoreError as err:
+            qid, docno = batch["qid"].iloc[err.query], self._reader.docnos.at(np.array([err.docid]))[0]
+            raise ValueError(f"{err.explain(repr(qid), repr(docno), qnets)} The index is at {self._reader.path}.") from err
+
+    def _search_with(
+        self,
+        qnets: QNets,
+        allowed: Sequence[np.ndarray | None],
+        candidates: list[list[str]] | None,
+        progress: Callable[[int], object],
+    ) -> Results:
+        score = scoring.make_scorer(qnets, device=self._options.device, precision=self._options.precision)
+        n_allowed = count_allowed(allowed, self._reader.doc_count)
+        algorithm = self._choose_algorithm(qnets, n_allowed, candidates is not None)
+        if algorithm == "hnsw":
+            vectors, find = read_linear_queries(qnets), self._open_inner_product_index().find
+            k, ef_search = self._num_results, self._options.ef_search
+            return hnsw_search(find, score, self._reader.vectors, vectors, k, ef_search=ef_search, allowed=allowed)
+        if algorithm != "exhaustive":
+            entry_points = self._find_entry_points(qnets, candidates, algorithm)
+            if not self._covers_all(entry_points, n_allowed):
+                search = self._search_graph if algorithm == "graph" else self._search_surrogate
+                return search(qnets, score, entry_points, allowed)
+        return exhaustive_search(
+            score, self._reader.vectors, len(qnets), self._num_results, allowed=allowed, progress=progress
+        )
+
+    def _choose_algorithm(self, qnets: QNets, n_allowed: int, has_candidates: bool) -> str:
+        if qnets.spec.is_linear and self._options.algorithm in EXHAUSTIVE_IF_LINEAR:
+            logger.info("algorithm=%r: q-nets are single vectors, so the search is exhaustive", self._options.algorithm)
+            return "exhaustive"
+        if self._options.algorithm != "auto":
+            return self._options.algorithm
+        choice = choose_algorithm(
+            n_allowed=n_allowed,
+            num_results=self._num_results,
+            doc_count=self._reader.doc_count,
+            is_linear=qnets.spec.is_linear,
+            has_entry_points=has_candidates or self._options.entry_points is not None,
+            has_graph=has_graph(self._reader, self._options.graph_k),
+            has_inner_product_index=self._has_inner_product_index(),
+            on_gpu=scoring.resolve_device(self._options.device).type == "cuda",
+        )
+        logger.info("algorithm='auto' chooses %s for %d documents: %s", choice.algorithm, n_allowed, choice.reason)
+        return choice.algorithm
+
+    def _find_entry_points(
+        self, qnets: QNets, candidates: list[list[str]] | None, algorithm: str
+    ) -> np.ndarray | list[np.ndarray]:
+        """Return docids that all queries share, or one array per query."""
+        if algorithm == "graph":
+            number = self._options.initial_candidates
+        elif self._options.n_initial is not None:
+            number = self._options.n_initial
+        else:
+            number = default_n_initial(self._reader.vec_size, has_query_vector=qnets.query_vectors is not None)
+        random = draw_entry_points(self._reader.doc_count, number, self._options.seed)
+        add_random = algorithm == "surrogate"
+        if candidates is not None:
+            per_query = [self._reader.docnos.require(docnos) for docnos in candidates]
+            return [np.union1d(docids, random) if add_random else np.unique(docids) for docids in per_query]
+        if self._options.entry_points is None:
+            return random
+        docids = np.unique(self._reader.docnos.require(list(self._options.entry_points)))
+        return np.union1d(docids, random) if add_random else docids
+
+    def _covers_all(self, entry_points: np.ndarray | list[np.ndarray], n_allowed: int) -> bool:
+        """Return True if every query has at least as many entry points as there are allowed documents."""
+        fewest = len(entry_points) if isinstance(entry_points, np.ndarray) else min(map(len, entry_points))
+        if fewest >= n_allowed:
+            message = "algorithm=%r: %d entry points cover all allowed documents, so all %d are scored"
+            logger.info(message, self._options.algorithm, fewest, n_allowed)
+        return fewest >= n_allowed
+
+    def _search_graph(
+        self,
+        qnets: QNets,
+        score: scoring.Scorer,
+        entry_points: np.ndarray | list[np.ndarray],
+        allowed: Sequence[np.ndarray | None],
+    ) -> Results:
+        return graph_search(
+            score,
+            self._reader.vectors,
+            self._open_graph().edges,
+            entry_points,
+            len(qnets),
+            self._num_results,
+            device=scoring.resolve_device(self._options.device),
+            n_candidates=self._options.n_candidates,
+            max_iter=self._options.max_iter,
+            early_stop=self._options.early_stop,
+            variant=self._options.variant,
+            allowed=allowed,
+        )
+
+    def _search_surrogate(
+        self,
+        qnets: QNets,
+        score: scoring.Scorer,
+        entry_points: np.ndarray | list[np.ndarray],
+        allowed: Sequence[np.ndarray | None],
+    ) -> Results:
+        device = scoring.resolve_device(self._options.device)
+        return surrogate_search(
+            score,
+            self._reader.vectors,
+            entry_points,
+            len(qnets),
+            self._num_results,
+            scan=self._open_scan() if device.type == "cpu" else None,
+            device=device,
+            query_vectors=qnets.query_vectors,
+            max_rounds=self._options.max_rounds,
+            n_per_round=self._options.n_per_round or max(MIN_PER_ROUND, self._num_results // 2),
+            ridge=self._options.ridge,
+            allowed=allowed,
+        )
+
+    def _open_graph(self) -> NeighbourGraph:
+        k = self._options.graph_k
+        return self._open("graph", (self._reader.version, k), lambda: open_graph(self._reader, k))
+
+    def _open_scan(self) -> Scan | None:
+        return self._open("scan", read_inner_product_version(self._reader), lambda: open_scan(self._reader))
+
+    def _open_inner_product_index(self) -> InnerProductIndex:
+        version = read_inner_product_version(self._reader)
+        return self._open("inner_product_index", version, lambda: require_inner_product_index(self._reader))
+
+    def _has_inner_product_index(self) -> bool:
+        return self._open("has_inner_product_index", read_inner_product_version(self._reader), lambda: is_built(self._reader))
