@@ -26,7 +26,7 @@ from pyterrier_hypencoder.index.inner_product import (
     open_inner_product_index,
 )
 from pyterrier_hypencoder.index.reader import IndexReader
-from pyterrier_hypencoder.transformers import retriever
+from pyterrier_hypencoder.transformers import batch_search
 
 N, D = 2000, 16
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -273,7 +273,7 @@ def test_surrogate_search_uses_it_only_if_it_is_built_and_worth_it(reader, monke
     search = InnerProductIndex.__call__
     monkeypatch.setattr(InnerProductIndex, "__call__", lambda *arguments: calls.append(1) or search(*arguments))
     monkeypatch.setattr(inner_product, "VECTORS_PER_VISIT", 5)
-    monkeypatch.setattr(retriever, "EXHAUSTIVE_IF_LINEAR", ())
+    monkeypatch.setattr(batch_search, "EXHAUSTIVE_IF_LINEAR", ())
     topics = pd.DataFrame({"qid": ["1"], "query_vec": list(np.random.default_rng(1).normal(size=(1, D)))})
     index = HypencoderIndex(reader.path)
     surrogate = index.retriever(num_results=20, algorithm="surrogate", n_initial=50, device="cpu")
@@ -294,7 +294,7 @@ def test_surrogate_search_uses_it_only_if_it_is_built_and_worth_it(reader, monke
 
 def test_surrogate_search_over_it_finds_the_exhaustive_results(reader, monkeypatch):
     monkeypatch.setattr(inner_product, "VECTORS_PER_VISIT", 5)
-    monkeypatch.setattr(retriever, "EXHAUSTIVE_IF_LINEAR", ())
+    monkeypatch.setattr(batch_search, "EXHAUSTIVE_IF_LINEAR", ())
     topics = pd.DataFrame({"qid": ["1", "2"], "query_vec": list(np.random.default_rng(1).normal(size=(2, D)))})
     index = HypencoderIndex(reader.path)
     expected = index.retriever(num_results=20)(topics)

@@ -9,6 +9,7 @@ import torch
 
 from pyterrier_hypencoder import HypencoderIndexer
 from pyterrier_hypencoder.index.inner_product import FACTS_FILE, InnerProductIndex
+from pyterrier_hypencoder.transformers.batch_search import BatchSearch
 from pyterrier_hypencoder.transformers.scans import open_scan
 
 
@@ -44,10 +45,10 @@ def test_retriever_opens_a_new_inner_product_index_and_drops_a_removed_one(index
     retriever = index.retriever(algorithm="surrogate", n_initial=16, n_per_round=16, num_results=3)
     topics = pd.DataFrame({"qid": ["q"], "query_vec": [np.ones(8)]})
     expected = retriever(topics)
-    assert retriever._open_scan(index.reader) is None
+    assert BatchSearch(retriever, index.reader, 3)._open_scan() is None
     index.inner_product_index()
-    assert retriever._open_scan(index.reader) is not None
-    assert retriever._open_scan(index.reader) is retriever._open_scan(index.reader)
+    assert BatchSearch(retriever, index.reader, 3)._open_scan() is not None
+    assert BatchSearch(retriever, index.reader, 3)._open_scan() is BatchSearch(retriever, index.reader, 3)._open_scan()
     assert list(retriever(topics)["docno"]) == list(expected["docno"])
     (index.path / FACTS_FILE).unlink()
-    assert retriever._open_scan(index.reader) is None
+    assert BatchSearch(retriever, index.reader, 3)._open_scan() is None
