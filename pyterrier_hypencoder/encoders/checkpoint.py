@@ -20,7 +20,7 @@ from .building import build_and_compare, find_mismatches, own_defaults
 from .checkpoint_config import ARCHITECTURES, DualEncoderConfig, is_dual_encoder, override_config
 from .hub import load_backbone_config, load_transformer, make_transformer
 from .model_checksums import CHECKSUM_FILE, verify_checksums, write_checksums
-from .model_files import CONFIG_FILE, read_json
+from .model_files import CONFIG_FILE, read_json, suggest_name
 from .networks import HypencoderDualEncoder, TextDualEncoder, TextEncoder
 from .tokenizer_files import TOKENIZER_FILES
 from .weights import WEIGHT_FILES, check_finite, find_weight_files, read_shapes, read_tensors
@@ -51,7 +51,7 @@ def read_config(name_or_path: str, revision: str | None = None) -> DualEncoderCo
     if config is None:
         raise FileNotFoundError(
             f"{name_or_path!r} has no {CONFIG_FILE}. Check that it is a checkpoint. If it is on the hub, check that the hub "
-            "can be reached or that the model is in the local cache."
+            f"can be reached or that the model is in the local cache.{suggest_name(name_or_path)}"
         )
     verify_checksums(name_or_path, revision, only=CONFIG_FILE)
     if not is_dual_encoder(config):

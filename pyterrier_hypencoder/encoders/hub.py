@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..index.reading import guard_reading, make_error, parse_json
 from .building import build_and_compare, find_mismatches, own_defaults
-from .model_files import CONFIG_FILE, find_file, find_local_directory
+from .model_files import CONFIG_FILE, find_file, find_local_directory, suggest_name
 from .weights import check_finite, find_weight_files, read_shapes, read_tensors, shorten_list
 
 _TEXT_ENCODERS = ("t5", "mt5", "umt5")
@@ -108,6 +108,7 @@ def load_config(name_or_path: str, revision: str | None = None, subfolder: str =
         raise FileNotFoundError(
             f"There is no encoder at {name_or_path!r}: it has no {CONFIG_FILE}. It must be a directory with configuration and "
             "weights, or a model on the hub or in its local cache. Check the name, or go online once."
+            f"{suggest_name(name_or_path)}"
         )
     options = parse_json(path)
     has_code = check_remote_code(options, path, trust_remote_code)

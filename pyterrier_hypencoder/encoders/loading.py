@@ -77,6 +77,10 @@ def check_encoder(model: Any) -> None:
     Raises:
         ValueError: If it is something else, such as the name of a model.
     """
+    if isinstance(model, str | os.PathLike):
+        raise ValueError(
+            f"model must be an encoder, got the name {model!r}. Pass Hypencoder({model!r}) or BiEncoder({model!r})."
+        )
     if not (hasattr(model, "encode_docs") and hasattr(model, "record")):
         raise ValueError(
             f"model must be a Hypencoder(...) or a BiEncoder(...), got {model!r}. Other encoders can provide vectors: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import logging
 import os
@@ -59,6 +60,13 @@ def find_local_directory(name_or_path: str, revision: str | None = None) -> Path
     if name_or_path and (_BUNDLED / name_or_path / CONFIG_FILE).is_file():
         return _BUNDLED / name_or_path
     return _find_in_wheel(name_or_path) if name_or_path in _WHEELS and revision is None else None
+
+
+def suggest_name(name: str) -> str:
+    """Return a sentence that names the model that was probably meant, with a space in front; empty if none is close."""
+    known = [*_WHEELS, *(folder.name for folder in _BUNDLED.iterdir() if folder.is_dir())]
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 @cache  # so the log says it once

@@ -141,3 +141,15 @@ def test_files_that_may_not_be_read_are_no_damage(bert, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "read_text", deny)
     with pytest.raises(PermissionError, match=r"config\.json"):
         model_files.read_json(str(bert))
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [
+        ("hypencoder-minilmm", " Did you mean 'hypencoder-minilm'?"),
+        ("sentence-transformers/all-MiniLM-L6", " Did you mean 'sentence-transformers/all-MiniLM-L6-v2'?"),
+        ("jfkback/hypencoder.6_layer", ""),
+    ],
+)
+def test_suggest_name_names_a_close_bundled_model(name, suggestion):
+    assert model_files.suggest_name(name) == suggestion

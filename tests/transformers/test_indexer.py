@@ -222,7 +222,7 @@ def test_doc_vec_is_recorded_with_the_model_of_the_indexer(model, docs, tmp_path
 
 @pytest.mark.parametrize("wrong", ["jfkback/hypencoder.6_layer", 3])
 def test_indexer_with_invalid_model_or_path_says_what_to_pass(tmp_path, docs, wrong):
-    with pytest.raises(ValueError, match=r"must be a Hypencoder\(...\) or a BiEncoder"):
+    with pytest.raises(ValueError, match=r"model must be .*Hypencoder\(.*BiEncoder\("):
         HypencoderIndexer(tmp_path / "x.hyp", wrong).index(docs)
     for path in ("", model_as_path := Hypencoder("x")):
         with pytest.raises(ValueError, match="path must be the name of the index directory"):

@@ -44,7 +44,7 @@ def test_missing_index_says_how_to_pass_one(model, topics):
 def test_model_as_index_and_name_as_model_are_refused(index, model, topics):
     with pytest.raises(ValueError, match="index must be a HypencoderIndex or its path, got Hypencoder.*model="):
         HypencoderRetriever(model)(topics)
-    with pytest.raises(ValueError, match=r"model must be a Hypencoder.*got 'jfkback/"):
+    with pytest.raises(ValueError, match=r"model must be an encoder, got the name 'jfkback/"):
         index.retriever("jfkback/hypencoder.6_layer")(topics)
 
 
