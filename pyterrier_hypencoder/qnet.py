@@ -191,9 +191,6 @@ class QNets:
         self.weights = list(weights)
         self.biases = list(biases)
         self.query_vectors = query_vectors
-        self._check_shapes()
-
-    def _check_shapes(self) -> None:
         q = len(self.weights[0]) if self.weights else 0
         expected = [(q, i, o) for i, o in self.spec.weight_shapes] + [(q, d) for d in self.spec.bias_sizes]
         if self.spec.inner_product_skip:
@@ -349,7 +346,7 @@ class QNets:
         Raises:
             ValueError: If the shape of the vectors does not fit.
         """
-        self._check_vectors(vectors)
+        self.check_vectors(vectors)
         vectors = vectors.to(self.device)
         score = self._run_network(vectors.to(dtype=self.dtype), training)
         if self.query_vectors is None:
@@ -358,7 +355,8 @@ class QNets:
         inner = torch.einsum(pattern, self.query_vectors, vectors.to(self.query_vectors.dtype))
         return self.spec.skip_scale * inner + self.spec.skip_gate * score
 
-    def _check_vectors(self, vectors: Tensor) -> None:
+    def check_vectors(self, vectors: Tensor) -> None:
+        """Raise ValueError if the shape of document vectors does not fit; see :meth:`score`."""
         if vectors.ndim not in (2, 3) or vectors.shape[-1] != self.spec.input_dim:
             raise ValueError(
                 f"Document vectors must have shape (N, {self.spec.input_dim}) or (Q, N, {self.spec.input_dim}), got "

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from .. import scoring
 from ..options import check_choice, check_option_names
 from ..qnet import QNets, QNetSpec
 from . import checkpoint, hub, saving
@@ -171,7 +171,7 @@ class BiEncoder(Encoder):
         return checkpoint.save(network, directory, tokenizer=tokenizer)
 
     def _use_bf16(self, side: str) -> bool:
-        auto = self.dtype == "auto" and side == "document" and _has_native_bf16(self._get_loaded().device)
+        auto = self.dtype == "auto" and side == "document" and scoring.has_native_bf16(self._get_loaded().device)
         return super()._use_bf16(side) or auto
 
     def _to_qnets(self, output: Tensor) -> QNets:
@@ -184,11 +184,3 @@ def _count_prompt_tokens(tokenizer: Any, prompt: str) -> int:
         return 0
     ids = tokenizer(prompt)["input_ids"]
     return len(ids) - (ids[-1] in tokenizer.all_special_ids)
-
-
-def _has_native_bf16(device: torch.device) -> bool:
-    """Return True if bf16 is faster than fp32 on a device. Emulated bf16 is slower."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(supported and supported())

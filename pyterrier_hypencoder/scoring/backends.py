@@ -7,7 +7,8 @@ import os
 import torch
 
 from ..qnet import QNets, QNetSpec
-from .device import resolve_device
+from .cpu import Cpu
+from .device import has_native_bf16, resolve_device
 from .protocol import Backend, Scorer
 from .reference import Reference
 
@@ -15,7 +16,7 @@ PRECISIONS = ("auto", "fp32", "bf16")
 BACKEND_VARIABLE = "HYPENCODER_BACKEND"
 """Environment variable that forces a back-end by name."""
 
-BACKENDS: tuple[Backend, ...] = (Reference(),)
+BACKENDS: tuple[Backend, ...] = (Cpu(), Reference())
 """All back-ends, the preferred one first."""
 
 
@@ -56,8 +57,9 @@ def make_scorer(qnets: QNets, *, device: str = "auto", precision: str = "auto") 
     Args:
         qnets: The q-nets of Q queries.
         device: ``auto`` (a CUDA GPU if there is one, else the CPU), ``cpu``, ``cuda[:n]``, or ``mps`` on a Mac.
-        precision: ``fp32``, ``bf16`` or ``auto``. ``auto`` must not change the ranking, so it is fp32. ``bf16`` concerns the
-            hidden layers; the output layer and the inner-product skip are always computed in fp32.
+        precision: ``fp32``, ``bf16`` or ``auto``. ``auto`` is fp32, because these scores are final; see
+            :func:`make_first_pass`. ``bf16`` concerns the hidden layers; the output layer and the inner-product skip are
+            always computed in fp32.
 
     Returns:
         A scorer of the first back-end that supports the architecture, the device and the precision.
@@ -73,8 +75,34 @@ def make_scorer(qnets: QNets, *, device: str = "auto", precision: str = "auto") 
         >>> score(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
         tensor([[1., 2., 3.]])
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {list(PRECISIONS)}, got {precision!r}.")
+    _check_precision(precision)
     precision = "fp32" if precision == "auto" else precision
     resolved = resolve_device(device)
     return select_backend(qnets.spec, resolved, precision).prepare(qnets, resolved, precision)
+
+
+def make_first_pass(qnets: QNets, *, device: str = "auto", precision: str = "auto") -> Scorer | None:
+    """Prepare q-nets for a fast first pass over many documents, whose best are scored again by :func:`make_scorer`.
+
+    Args:
+        qnets: The q-nets of Q queries.
+        device: As for :func:`make_scorer`.
+        precision: The precision of the search. A first pass only helps ``auto``.
+
+    Returns:
+        A scorer in bf16 if the precision is ``auto``, the device has native bf16 and the q-nets have hidden layers. Otherwise
+        None: then nothing is faster than :func:`make_scorer`.
+
+    Raises:
+        ValueError: If the device or the precision is unknown or not available.
+    """
+    _check_precision(precision)
+    resolved = resolve_device(device)
+    if precision != "auto" or not qnets.spec.hidden_layers or not has_native_bf16(resolved):
+        return None
+    return select_backend(qnets.spec, resolved, "bf16").prepare(qnets, resolved, "bf16")
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {list(PRECISIONS)}, got {precision!r}.")

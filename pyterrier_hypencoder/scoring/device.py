@@ -16,6 +16,21 @@ def choose_search_device(device: torch.device | None) -> torch.device:
     return torch.device("cpu") if device is None or device.type == "mps" else device
 
 
+def has_native_bf16(device: torch.device) -> bool:
+    """Return True if a device multiplies bf16 matrices in hardware. Emulated bf16 is slower than fp32.
+
+    These are CUDA GPUs of compute capability 8.0 or more, and x86 CPUs with AVX512-BF16 or AMX. For other devices, the answer
+    is False.
+
+    Args:
+        device: The device.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return device.type == "cpu" and any(probe() for probe in probes if probe is not None)
+
+
 def resolve_device(device: str | torch.device) -> torch.device:
     """Return the torch device for a name.
 

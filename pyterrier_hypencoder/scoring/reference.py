@@ -39,9 +39,11 @@ def _round_hidden_layers(qnets: QNets, dtype: torch.dtype) -> QNets:
     """Return q-nets whose hidden layers have another dtype.
 
     The output layer and the inner-product skip stay in float32. In bf16, many of the best documents would share a score.
+    The last bias stays in float32 too, so nothing after the product with the last hidden weights is rounded.
     """
-    hidden, output = ([w.to(dtype) for w in qnets.weights[:-1]], qnets.weights[-1])
-    return QNets(qnets.spec, [*hidden, output], [b.to(dtype) for b in qnets.biases], qnets.query_vectors)
+    weights = [*(weight.to(dtype) for weight in qnets.weights[:-1]), qnets.weights[-1]]
+    biases = [*(bias.to(dtype) for bias in qnets.biases[:-1]), *qnets.biases[-1:]]
+    return QNets(qnets.spec, weights, biases, qnets.query_vectors)
 
 
 class ReferenceScorer:
@@ -99,12 +101,20 @@ class ReferenceScorer:
         return torch.cat([torch.empty(0, dtype=torch.float32, device=self._nets.device), *blocks])
 
     def _each_padded(self, parts: Sequence[Tensor]) -> Tensor:
-        """Score the queries side by side, because many small products would leave a GPU idle."""
+        """Score the queries side by side, because many small products would leave a GPU idle.
+
+        Q-nets before the first and after the last query with documents are not evaluated: a part of a long list of documents
+        belongs to a few neighbouring queries.
+        """
+        used = [q for q, part in enumerate(parts) if len(part)]
+        if not used:
+            return torch.empty(0, dtype=torch.float32, device=self._nets.device)
+        queries = slice(used[0], used[-1] + 1)
+        nets, parts = self._nets.select(queries), parts[queries]
         padded = pad_sequence(list(parts), batch_first=True)  # (Q, N, D)
-        width = max(1, 4 * self._block // max(1, len(parts)))
-        scores = torch.cat([self._nets.score(block).float() for block in padded.split(width, dim=1)], dim=1)  # (Q, N)
-        counts = torch.tensor([len(part) for part in parts], dtype=torch.long, device=padded.device)
-        return scores[torch.arange(padded.shape[1], device=padded.device) < counts.unsqueeze(1)]
+        width = max(1, 4 * self._block // len(parts))
+        scores = torch.cat([nets.score(block).float() for block in padded.split(width, dim=1)], dim=1)  # (Q, N)
+        return torch.cat([row[: len(part)] for row, part in zip(scores, parts, strict=True)])  # a mask would synchronise
 
     def _convert(self, vectors: Tensor) -> Tensor:
         # The skip needs the vectors as they are; QNets.score rounds them for the hidden layers.

@@ -12,7 +12,7 @@ import pytest
 import torch
 from golden_checkpoints import copy_tokenizer, make_bi_encoder
 
-from pyterrier_hypencoder import BiEncoder, Hypencoder
+from pyterrier_hypencoder import BiEncoder, Hypencoder, scoring
 from pyterrier_hypencoder.encoders import base as encoder
 from pyterrier_hypencoder.encoders.loading import load_recorded_encoder
 
@@ -174,10 +174,8 @@ def test_record_rebuilds_the_encoder(golden, bert):
 @pytest.mark.parametrize("dtype", ["auto", "fp32", "bf16"])
 def test_record_states_the_precision_of_documents(golden, bert, dtype, monkeypatch):
     """``auto`` is resolved, because it depends on the machine."""
-    from pyterrier_hypencoder.encoders import biencoder
-
     for native in (True, False):
-        monkeypatch.setattr(biencoder, "_has_native_bf16", lambda device, native=native: native)
+        monkeypatch.setattr(scoring, "has_native_bf16", lambda device, native=native: native)
         models = [make_bi_encoder(bert, dtype=dtype), Hypencoder(golden / "tiny_6l_cls_shared", device="cpu", dtype=dtype)]
         expected = {"auto": ["bf16" if native else "fp32", "fp32"], "fp32": ["fp32"] * 2, "bf16": ["bf16"] * 2}[dtype]
         assert [model.record()["precision"] for model in models] == expected

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pyterrier_hypencoder.scoring import choose_search_device, resolve_device
+from pyterrier_hypencoder.scoring import choose_search_device, has_native_bf16, resolve_device
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,21 @@ def test_names_and_torch_devices_are_accepted(device):
 def test_searches_keep_their_candidates_on_the_cpu_if_scores_come_from_mps():
     assert choose_search_device(None) == choose_search_device(torch.device("mps")) == torch.device("cpu")
     assert choose_search_device(torch.device("cuda:1")) == torch.device("cuda:1")
+
+
+@pytest.mark.parametrize(("capability", "native"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_native_bf16_of_gpus_follows_the_compute_capability(capability, native, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert has_native_bf16(torch.device("cuda:1")) == native
+
+
+@pytest.mark.parametrize(("avx512", "amx"), [(False, False), (True, False), (False, True), (None, True), (None, None)])
+def test_native_bf16_of_cpus_follows_their_instructions(avx512, amx, monkeypatch):
+    """The probes are private functions of torch, so they may be missing."""
+    for name, found in (("_is_avx512_bf16_supported", avx512), ("_is_amx_tile_supported", amx)):
+        if found is None:
+            monkeypatch.delattr(torch.cpu, name, raising=False)
+        else:
+            monkeypatch.setattr(torch.cpu, name, lambda found=found: found, raising=False)
+    assert has_native_bf16(torch.device("cpu")) == bool(avx512 or amx)
+    assert not has_native_bf16(torch.device("mps"))

@@ -42,6 +42,17 @@ def test_block_size_does_not_change_scores(qnets, vectors, monkeypatch):
     torch.testing.assert_close(in_blocks.each(vectors, counts), expected.each(vectors, counts), rtol=1e-5, atol=1e-5)
 
 
+def test_padded_evaluation_skips_qnets_without_documents(qnets, vectors, monkeypatch):
+    """Algorithm 1 scores a long list in parts, and a part belongs to a few of the queries."""
+    evaluated = []
+    monkeypatch.setattr(
+        QNets, "score", lambda nets, block: evaluated.append(len(nets)) or torch.zeros(len(block), block.shape[1])
+    )
+    many = QNets.cat([qnets] * 10)
+    assert ReferenceScorer(many)._each_padded(vectors[:9].split([0] * 20 + [4, 0, 5] + [0] * 7)).shape == (9,)
+    assert evaluated == [3]
+
+
 @pytest.mark.parametrize("counts", [[1, 0, 199], [0, 0, 200], [67, 67, 66], [0, 0, 0]])
 @pytest.mark.parametrize("docs_per_block", [1, 50, 1024])
 def test_padded_evaluation_of_gpus_equals_evaluation_by_query(qnets, vectors, counts, docs_per_block, monkeypatch):
