@@ -23,6 +23,7 @@ import checks  # noqa: E402
 import dense  # noqa: E402
 import int8  # noqa: E402
 import released  # noqa: E402
+import scoring as scoring_benchmark  # noqa: E402
 import search  # noqa: E402
 from shared.datasets import open_collection  # noqa: E402
 from synthetic_qnets import COMBINATIONS, make_combined_qnets  # noqa: E402
@@ -145,3 +146,12 @@ def test_int8_benchmark_compares_rankings_with_fp16(minilm, folder, capsys):
     assert [line.split()[0] for line in lines[2:]] == ["all-MiniLM-L6-v2", "hypencoder-minilm"]
     numbers = np.array([line.split()[1:] for line in lines[2:]], dtype=float)
     assert (numbers[:, 0] > 0.8).all() and (numbers[:, 1:3] == 1).all() and (numbers[:, 3:] >= 0).all()
+
+
+def test_scoring_benchmark_reports_shares_of_the_peak_for_all_backends(capsys):
+    scoring_benchmark.main("--documents 300 --width 8 --layers 2 --repeat 1 --search".split())
+    lines = capsys.readouterr().out.splitlines()
+    names = [(line[:18].strip(), line[19:24].strip()) for line in lines if " documents/s " in line]
+    assert {("peak", "fp32"), ("peak", "bf16"), ("exhaustive search", "fp32"), ("exhaustive search", "auto")} <= set(names)
+    assert {("plain torch", "bf16"), *((name, "fp32") for name in ("plain torch", "cpu", "reference"))} <= set(names)
+    assert len([line for line in lines if re.search(r" [0-9.]+% of (fp32|bf16) peak ", line)]) == 8

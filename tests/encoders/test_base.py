@@ -171,6 +171,20 @@ def test_record_rebuilds_the_encoder(golden, bert):
         assert again.doc_max_length == model.doc_max_length
 
 
+@pytest.mark.parametrize("checkpoint", ["tiny_6l_cls_shared", "tiny_2l_mean_separate_reslast"])
+def test_bf16_qnets_are_close_to_fp32_and_auto_is_fp32(golden, texts, checkpoint, monkeypatch):
+    """``auto`` never makes q-nets in bf16: their cosine is above .9999, but that does not keep the best documents."""
+    monkeypatch.setattr(scoring, "has_native_bf16", lambda device: True)
+    queries = [query["text"] for query in texts["queries"]]
+    exact, auto, fast = (
+        Hypencoder(golden / checkpoint, device="cpu", dtype=dtype).encode_queries(queries)
+        for dtype in ("fp32", "auto", "bf16")
+    )
+    assert torch.equal(auto.flatten(), exact.flatten())
+    cosine = torch.nn.functional.cosine_similarity(exact.flatten(), fast.flatten())
+    assert fast.dtype == torch.float32 and (cosine > 0.9999).all() and (cosine < 1 - 1e-6).all()
+
+
 @pytest.mark.parametrize("dtype", ["auto", "fp32", "bf16"])
 def test_record_states_the_precision_of_documents(golden, bert, dtype, monkeypatch):
     """``auto`` is resolved, because it depends on the machine."""
