@@ -17,6 +17,7 @@ so.
 import argparse
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from synthetic_qnets import make_random_qnets
@@ -90,10 +91,13 @@ def make_candidates(qnets: QNets, vectors: torch.Tensor, emulated: set[str]) -> 
 
 def make_searches(qnets: QNets, vectors: torch.Tensor) -> dict[tuple[str, str], Callable[[], int]]:
     """Return functions that search for the best documents and return the number of scores, by name and precision."""
+    device = scoring.resolve_device("auto")
 
     def search(precision: str) -> int:
         score = scoring.make_scorer(qnets, precision=precision)
-        exhaustive_search(score, vectors.numpy(), len(qnets), K)
+        first_pass = scoring.make_first_pass(qnets, precision=precision)
+        options: dict[str, Any] = {} if first_pass is None else {"first_pass": first_pass, "device": device}
+        exhaustive_search(score, vectors.numpy(), len(qnets), K, **options)
         return len(qnets) * len(vectors)
 
     return {("exhaustive search", name): lambda name=name: search(name) for name in ("fp32", "auto")}

@@ -31,10 +31,10 @@ class Hypencoder(Encoder):
             with the package.
         device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda[:n]``. A list such as ``["cuda:0", "cuda:1"]`` encodes
             documents on several devices, and queries on the first one.
-        dtype: ``fp32``, ``bf16`` or ``auto``. ``bf16`` runs the transformers and the generation of q-nets under autocast, which
-            is about twice as fast on hardware with native bf16. ``auto`` is fp32 as in the released code, because layer norms
-            amplify rounding. Q-nets in bf16 have a cosine above .9999 with those of fp32, but up to 2 of the best 100
-            documents differ for the bundled model, and more for deep q-nets.
+        dtype: ``fp32``, ``bf16`` or ``auto``. ``bf16`` encodes texts and generates q-nets under autocast, which is about twice
+            as fast on hardware with native bf16. ``auto`` is fp32 as in the released code, because layer norms amplify
+            rounding. Q-nets in bf16 have a cosine above .9999 with those of fp32, but up to 2 of the best 100 documents differ
+            for the bundled model, and more for deep q-nets.
         batch_size: Number of texts in a mini-batch.
         query_max_length: Maximum number of tokens of a query. Longer queries are truncated.
         doc_max_length: Maximum number of tokens of a document. Longer documents are truncated.
