@@ -24,9 +24,7 @@ _MORE_ON_GPU = 4
 """A GPU scores this many times more at a time."""
 
 
-def score_pairs(
-    score: Scorer, vectors: Rows, queries: Tensor, docids: Tensor, n_queries: int, device: torch.device
-) -> Tensor:
+def score_pairs(score: Scorer, vectors: Rows, queries: Tensor, docids: Tensor, n_queries: int, device: torch.device) -> Tensor:
     """Score different documents for every query.
 
     Args:
@@ -50,7 +48,7 @@ def _score_counted(
     score: Scorer, vectors: Rows, queries: Tensor, docids: Tensor, counts: list[int], device: torch.device
 ) -> Tensor:
     """Score documents as in :func:`score_pairs`, with the number of documents of each query."""
-    step = max(1, (_SCORED_BYTES if device.type == "cpu" else _MORE_ON_GPU * _SCORED_BYTES) // (4 * vectors.shape[1]))
+    step = _count_rows(vectors, device)
     ends = np.cumsum([0, *counts])
     scores = torch.empty(len(docids), dtype=torch.float32, device=device)
     for start in range(0, len(docids), step):
@@ -62,6 +60,11 @@ def _score_counted(
             rows = slice(start, start + step)
             check_finite(scores[rows], take_rows(vectors, docids[rows]), docids[rows], queries[rows])
     return scores
+
+
+def _count_rows(vectors: Rows, device: torch.device) -> int:
+    """Return how many vectors are scored at a time."""
+    return max(1, (_SCORED_BYTES if device.type == "cpu" else _MORE_ON_GPU * _SCORED_BYTES) // (4 * vectors.shape[1]))
 
 
 def _count(queries: Tensor, n_queries: int) -> list[int]:
@@ -144,9 +147,12 @@ class Documents:
         """Mark the same documents (n,) as seen by all queries and score them; returns scores and docids, (Q, n)."""
         self._seen.add_to_all(docids)
         self.n_scored += len(docids)
-        vectors = take_rows(self.vectors, docids)
-        scores = self._score(vectors).to(self.device)
-        check_finite(scores, vectors, docids)
+        scores = torch.empty(len(self.n_scored), len(docids), dtype=torch.float32, device=self.device)
+        step = _count_rows(self.vectors, self.device)
+        for start in range(0, len(docids), step):
+            scores[:, start : start + step] = self._score(take_rows(self.vectors, docids[start : start + step]))
+        if not bool(scores.sum().isfinite()):
+            check_finite(scores, take_rows(self.vectors, docids), docids)
         return scores, docids.expand(len(self.n_scored), -1)
 
     def score_entry_points(self, entry_points: np.ndarray | Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..scoring import Scorer, choose_search_device
 from ..scoring.rows import Rows
@@ -17,6 +17,7 @@ from .allowed import make_allowed
 from .passes import Collection, Score, find_best
 from .rescoring import find_best_by_two_passes
 from .results import Results
+
 
 def exhaustive_search(
     score: Score,
@@ -53,6 +54,6 @@ def exhaustive_search(
     if first_pass is None:
         best = find_best(score, collection, n_queries, k, progress)
     else:
-        best = find_best_by_two_passes(first_pass, score, collection, n_queries, k, progress)
+        best = find_best_by_two_passes(first_pass, cast(Scorer, score), collection, n_queries, k, progress)
     n_scored = torch.full((n_queries,), len(collection), dtype=torch.long, device="cpu")
     return Results.from_tensors(*best, n_scored=n_scored, n_rounds=torch.ones_like(n_scored))

@@ -87,9 +87,7 @@ def find_best_by_two_passes(
     return scores, docids
 
 
-def _rescore(
-    score: Scorer, collection: Collection, queries: Tensor, rough: Tensor, docids: Tensor, exact: Tensor
-) -> None:
+def _rescore(score: Scorer, collection: Collection, queries: Tensor, rough: Tensor, docids: Tensor, exact: Tensor) -> None:
     """Write the exact scores of some queries (q,) to ``exact``, (Q, n), for documents with first-pass scores (Q, n)."""
     rows, columns = (rough[queries] > -torch.inf).nonzero(as_tuple=True)
     owners = queries[rows]
