@@ -10,6 +10,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..scoring import Scorer, choose_search_device
 from ..scoring.rows import Rows
@@ -39,7 +40,7 @@ def exhaustive_search(
         k: Number of results per query; fewer if there are not as many documents.
         first_pass: Faster scorer of the same q-nets, which only finds the documents that ``score`` scores again; see
             :mod:`pyterrier_hypencoder.search.rescoring`. It requires a ``score`` with the other methods of a scorer.
-        device: Device that computes the scores; None for the CPU.
+        device: Device that computes the scores; None for the CPU, or for the device of ``vectors`` if they are a tensor.
         allowed: For every query the docids that may be returned, or None for all documents.
         progress: Called with the number of documents of every finished block.
 
@@ -49,6 +50,8 @@ def exhaustive_search(
     Raises:
         NonFiniteScoreError: If a score is NaN or infinite.
     """
+    if device is None and isinstance(vectors, Tensor):
+        device = vectors.device
     device = choose_search_device(device)
     collection = Collection.make(vectors, make_allowed(allowed, device), device)
     if first_pass is None:
