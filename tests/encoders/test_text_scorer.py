@@ -283,10 +283,10 @@ def test_candidates_of_all_queries_are_scored_together(index, model, candidates,
 
 
 @pytest.mark.parametrize("size", [4 * 24 * 7, 2**26])
-def test_damaged_candidate_is_named_with_its_query(model, candidates, monkeypatch, size):
+def test_candidate_whose_score_overflows_is_named_with_its_query(model, candidates, monkeypatch, size):
     monkeypatch.setattr(stages, "_SCORED_BYTES", size)
     frame = model.doc_encoder()(candidates).reset_index(drop=True)
     row = len(frame) - 3
-    frame.at[row, "doc_vec"] = np.full(24, np.nan, np.float32)
+    frame.at[row, "doc_vec"] = np.full(24, 3e38, np.float32)
     with pytest.raises(ValueError, match=f"document '{frame['docno'][row]}' for query '{frame['qid'][row]}'"):
         model.text_scorer()(frame)
