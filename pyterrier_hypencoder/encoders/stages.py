@@ -29,6 +29,8 @@ from .columns import (
 )
 
 _TEXTS_PER_BATCH = 2048
+_SCORED_BYTES = 2**26
+"""Size of the vectors that are scored at a time, as float32."""
 
 
 class Model(Protocol):
@@ -268,19 +270,28 @@ class TextScorer(ByArguments, pt.Transformer):
         with pt.tqdm(total=len(groups), desc="queries", disable=not self.verbose) as progress:
             for batch in chunked(groups, self.batch_size):
                 qnets = self._make_qnets(pick_queries(frame, batch))
-                for q, rows in enumerate(batch):
-                    scores[rows] = self._score_query(qnets.select([q]), get_vectors(rows), frame, rows)
-                    progress.update()
+                scores[np.concatenate(batch)] = self._score_batch(qnets, get_vectors, frame, batch)
+                progress.update(len(batch))
         return scores
 
-    def _score_query(self, qnet: QNets, vectors: Tensor, frame: pd.DataFrame, rows: np.ndarray) -> np.ndarray:
-        scores = self._score(qnet, vectors)
-        try:
-            check_finite(scores, vectors)
-        except NonFiniteScoreError as err:
-            qid, docno = (repr(frame[name].iloc[rows[err.docid]]) for name in ("qid", "docno"))
-            raise ValueError(err.explain(qid, docno, qnet)) from err
-        return scores[0].cpu().numpy()
+    def _score_batch(self, qnets: QNets, get_vectors: Any, frame: pd.DataFrame, groups: list[np.ndarray]) -> np.ndarray:
+        """Score the rows of some queries together, a bounded number of rows at a time."""
+        score = scoring.make_scorer(qnets, device=self.device, precision=self.precision)
+        rows, ends = np.concatenate(groups), np.cumsum([0, *map(len, groups)])
+        step = max(1, _SCORED_BYTES // (4 * qnets.spec.input_dim))
+        parts = []
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
+            counts = np.diff(ends.clip(start, start + len(part)))  # of each query in this part
+            vectors = get_vectors(part)
+            scores = score.each(vectors, counts.tolist())
+            try:
+                check_finite(scores, vectors, queries=torch.from_numpy(np.repeat(np.arange(len(groups)), counts)))
+            except NonFiniteScoreError as err:
+                qid, docno = (repr(frame[name].iloc[part[err.docid]]) for name in ("qid", "docno"))
+                raise ValueError(err.explain(qid, docno, qnets)) from err
+            parts.append(scores.cpu().numpy())
+        return np.concatenate(parts)
 
     def _list_document_columns(self) -> list[list[str]]:
         """Return sets of columns that describe a document; one of them is needed. Schematics show the first."""

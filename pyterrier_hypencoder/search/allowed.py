@@ -11,6 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..scoring.rows import as_tensor
+
+_SORTED_UP_TO = 16
+"""Docids are sorted to find a union if the filters have fewer of them than one per 16 documents."""
+
 
 class Allowed:
     """The documents that each query of a batch may return.
@@ -18,8 +23,7 @@ class Allowed:
     Queries often share one filter, which is then stored once.
 
     Args:
-        docids: For every query the ascending docids that may be returned, or None for all documents. At least one query must
-            have a filter.
+        docids: For every query the ascending docids that may be returned, or None for all documents.
         device: Device of the scores that are filtered.
 
     Example:
@@ -38,39 +42,79 @@ class Allowed:
             if ids is not None:
                 groups.setdefault(id(ids), (ids, []))[1].append(q)
         self._n_queries = len(docids)
-        self._filters = [
-            (torch.from_numpy(ids.astype(np.int64)).to(device), torch.tensor(queries, device=device))
-            for ids, queries in groups.values()
-        ]
-        limited = sum(len(queries) for _, queries in self._filters)
+        self._filters = [_Filter(ids.astype(np.int64, copy=False), queries, device) for ids, queries in groups.values()]
+        limited = sum(len(f.owners) for f in self._filters)
         self.is_shared = len(self._filters) == 1 and limited == len(docids)
         """True if all queries have the same filter."""
         self._all_limited = limited == len(docids)
+        self._device = device
 
     def find_union(self) -> Tensor | None:
         """Return the ascending docids that at least one query may return, (n,); None if a query has no filter."""
         if not self._all_limited:
             return None
-        return self._filters[0][0] if self.is_shared else torch.unique(torch.cat([ids for ids, _ in self._filters]))
+        if self.is_shared:
+            return self._filters[0].docids
+        n_docs = max((int(f.ids[-1]) + 1 for f in self._filters if len(f.ids)), default=0)
+        if _SORTED_UP_TO * sum(len(f.ids) for f in self._filters) < n_docs:
+            return torch.from_numpy(np.unique(np.concatenate([f.ids for f in self._filters]))).to(self._device)
+        is_allowed = np.zeros(n_docs, dtype=bool)
+        for f in self._filters:
+            is_allowed[f.ids] = True
+        return torch.from_numpy(np.flatnonzero(is_allowed)).to(self._device)
+
+    def relate_to(self, docids: Tensor) -> Allowed | None:
+        """Return the filters for a collection that consists of some documents only.
+
+        Args:
+            docids: The ascending docids of these documents, (n,), as :meth:`find_union` returns them.
+
+        Returns:
+            The filters as positions among ``docids``; None if every query may return all of them.
+        """
+        if self.is_shared:
+            return None
+        places = docids.cpu().numpy()
+        return self._make([(np.searchsorted(places, f.ids), f.owners) for f in self._filters], self._n_queries)
+
+    def select(self, queries: Tensor) -> Allowed:
+        """Return the filters of some queries (q,), in the given order."""
+        places: dict[int, list[int]] = {}
+        for place, q in enumerate(queries.tolist()):
+            places.setdefault(q, []).append(place)
+        owners = [[place for q in f.owners for place in places.get(q, [])] for f in self._filters]
+        chosen = [(f.ids, sorted(own)) for f, own in zip(self._filters, owners, strict=True) if own]
+        return self._make(chosen, len(queries))
+
+    def _make(self, filters: Sequence[tuple[np.ndarray, list[int]]], n_queries: int) -> Allowed:
+        docids: list[np.ndarray | None] = [None] * n_queries
+        for ids, owners in filters:
+            for q in owners:
+                docids[q] = ids
+        return Allowed(docids, self._device)
 
     def count(self, doc_count: int) -> Tensor:
         """Return how many of ``doc_count`` documents every query may return, (Q,) on the CPU."""
         counts = torch.full((self._n_queries,), doc_count, dtype=torch.long, device="cpu")
-        for ids, queries in self._filters:
-            counts[queries.cpu()] = len(ids)
+        for f in self._filters:
+            counts[f.owners] = len(f.ids)
         return counts
 
     def contains(self, queries: Tensor, docids: Tensor) -> Tensor:
         """Return for every pair of a query (M,) and a docid (M,) whether the query may return the document, (M,)."""
         found = torch.ones(len(docids), dtype=torch.bool, device=docids.device)
-        for ids, owners in self._filters:
+        for f in self._filters:
+            if self.is_shared:
+                return _is_among(docids, f.docids)
             of_group = torch.zeros(self._n_queries, dtype=torch.bool, device=docids.device)
-            of_group[owners] = True
-            found &= ~of_group[queries] | _is_among(docids, ids)
+            of_group[f.queries] = True
+            found &= ~of_group[queries] | _is_among(docids, f.docids)
         return found
 
     def apply(self, scores: Tensor, start: int) -> Tensor:
         """Set the scores (Q, n) of documents that a query must not return to -inf, in place.
+
+        This needs time for the allowed documents among the n only, and waits for no device.
 
         Args:
             scores: Scores of the documents ``start`` to ``start + n - 1``.
@@ -79,20 +123,34 @@ class Allowed:
         Returns:
             The same tensor.
         """
-        for ids, queries in self._filters:
-            first, last = torch.searchsorted(ids, torch.tensor([start, start + scores.shape[1]], device=ids.device)).tolist()
+        for f in self._filters:
+            first, last = np.searchsorted(f.ids, (start, start + scores.shape[1])).tolist()
+            if last - first == scores.shape[1]:
+                continue  # all of them are allowed
             excluded = torch.ones(scores.shape[1], dtype=torch.bool, device=scores.device)
-            excluded[ids[first:last] - start] = False
-            scores[queries] = scores[queries].masked_fill(excluded, -torch.inf)
+            excluded.index_fill_(0, f.docids[first:last] - start, False)
+            if self.is_shared:
+                scores.masked_fill_(excluded, -torch.inf)
+            else:
+                scores[f.queries] = scores[f.queries].masked_fill(excluded, -torch.inf)
         return scores
 
     def apply_to(self, scores: Tensor, docids: Tensor) -> Tensor:
         """Return the scores (Q, n) with -inf for documents (Q, n) or (n,) that a query must not return."""
         scores = scores.clone()
-        for ids, queries in self._filters:
-            own = docids if docids.ndim == 1 else docids[queries]
-            scores[queries] = scores[queries].masked_fill(~_is_among(own, ids), -torch.inf)
+        for f in self._filters:
+            own = docids if docids.ndim == 1 else docids[f.queries]
+            scores[f.queries] = scores[f.queries].masked_fill(~_is_among(own, f.docids), -torch.inf)
         return scores
+
+
+class _Filter:
+    """One filter and its queries, in memory and on the device."""
+
+    def __init__(self, ids: np.ndarray, owners: list[int], device: torch.device | str) -> None:
+        self.ids, self.owners = ids, owners
+        self.docids = as_tensor(ids).to(device)
+        self.queries = torch.tensor(owners, device=device)
 
 
 def make_allowed(docids: Sequence[np.ndarray | None] | None, device: torch.device | str = "cpu") -> Allowed | None:

@@ -149,7 +149,7 @@ def graph_search(
         offered = select_top_k(scores, docids, width)
         worst = best[0][:, -1]
         best = _merge(best, offered, k)
-        if documents.excluded is not None:
+        if documents.allowed is not None:
             allowed_only = select_top_k(documents.apply_filter(scores, docids), docids, width)
             returned = _merge(returned, allowed_only, returned[0].shape[1])
         if early_stop:
@@ -158,7 +158,7 @@ def graph_search(
             break
         scores, docids = _expand(documents, neighbours, active, *(rows[:, :n_candidates] for rows in offered))
     return Results.from_tensors(
-        *(best if documents.excluded is None else returned), n_scored=documents.n_scored, n_rounds=n_rounds
+        *(best if documents.allowed is None else returned), n_scored=documents.n_scored, n_rounds=n_rounds
     )
 
 
@@ -170,15 +170,14 @@ def _make_empty(n_queries: int, k: int, device: torch.device) -> tuple[Tensor, T
 
 def _count_returnable(documents: Documents, k: int) -> int:
     """Return how many of k documents the query with the weakest filter may return."""
-    return k if documents.excluded is None else min(k, int((~documents.excluded).sum(dim=1).max()))
+    return k if documents.allowed is None else min(k, int(documents.allowed.count(len(documents)).max()))
 
 
 def _expand(documents: Documents, neighbours: Rows, active: Tensor, scores: Tensor, docids: Tensor) -> tuple[Tensor, Tensor]:
     """Score the unseen neighbours of documents (Q, n) of the active queries (Q,)."""
-    real = (scores > -torch.inf) & active.unsqueeze(1)
-    found = take_rows(neighbours, docids[real]).to(documents.device, torch.long)  # (M, g)
-    queries = real.nonzero()[:, 0].repeat_interleave(found.shape[1])
-    return documents.score(*documents.mark_seen(queries, found.flatten()))
+    queries, columns = ((scores > -torch.inf) & active.unsqueeze(1)).nonzero(as_tuple=True)
+    found = take_rows(neighbours, docids[queries, columns]).to(documents.device, torch.long)  # (M, g)
+    return documents.score(*documents.mark_seen(queries.repeat_interleave(found.shape[1]), found.flatten()))
 
 
 def _merge(best: tuple[Tensor, Tensor], offered: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:

@@ -89,17 +89,15 @@ def _check_queries(query_vectors: Tensor) -> None:
 def _rescore(query_vectors: Tensor, vectors: Rows, found: Sequence[np.ndarray]) -> Results:
     """Score the found documents of every query by query vectors (Q, D), and sort them.
 
-    A scorer of q-nets would take longer than HNSW for small numbers of results.
+    A scorer of q-nets would take longer than HNSW for small numbers of results. The vectors of one query are in memory at a
+    time.
     """
     counts = torch.tensor([len(docids) for docids in found])
-    docids = torch.from_numpy(np.concatenate(found))  # (M,)
-    queries = torch.arange(len(found)).repeat_interleave(counts)
-    rows = take_rows(vectors, docids)
-    parts = rows.float().split(counts.tolist())
-    values = torch.cat([part @ vector for part, vector in zip(parts, query_vectors, strict=True)])
-    check_finite(values, rows, docids, queries)
-    columns = torch.arange(len(docids)) - (counts.cumsum(0) - counts)[queries]
     scores = torch.full((len(found), max(1, int(counts.max()))), -torch.inf, dtype=torch.float32)
     ids = torch.zeros(scores.shape, dtype=torch.long)
-    scores[queries, columns], ids[queries, columns] = values, docids
+    for q, docids in enumerate(map(torch.from_numpy, found)):
+        rows = take_rows(vectors, docids).cpu()
+        values = rows.float() @ query_vectors[q]
+        check_finite(values, rows, docids, torch.full((len(docids),), q))
+        scores[q, : len(docids)], ids[q, : len(docids)] = values, docids
     return Results.from_tensors(*sort_by_score(scores, ids), n_scored=counts, n_rounds=torch.ones_like(counts))

@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_KEYS_FROM = 20
+"""A CPU selects by keys if more than one of 20 documents is selected."""
+
 
 @dataclass(frozen=True)
 class Results:
@@ -82,23 +85,40 @@ def sort_by_score(scores: Tensor, docids: Tensor) -> tuple[Tensor, Tensor]:
 def select_top_k(scores: Tensor, docids: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the k best documents of each row, best first, with equal scores ordered by docid.
 
-    The fixed order of equal scores makes the results independent of batch and chunk sizes.
+    The fixed order of equal scores makes the results independent of batch and chunk sizes. Nothing waits for a GPU.
 
     Args:
-        scores: (Q, N).
-        docids: (Q, N), ascending among equal scores of a row.
+        scores: (Q, N), float32.
+        docids: (Q, N), or (N,) if all rows have the same documents. Ascending among equal scores of a row.
         k: Number of documents per row.
 
     Returns:
         Scores and docids, (Q, min(k, N)).
     """
     k = min(k, scores.shape[1])
+    use_keys = scores.device.type != "cpu" or _KEYS_FROM * k > scores.shape[1]
+    places = _find_top_places_by_key(scores, k) if use_keys else _find_top_places(scores, k)
+    return scores.gather(1, places), docids[places] if docids.ndim == 1 else docids.gather(1, places)
+
+
+def _find_top_places(scores: Tensor, k: int) -> Tensor:
+    """Return the places of the k best scores of each row (Q, k), and of equal scores the first ones."""
     best = scores.topk(k, dim=1)
     last = best.values[:, -1:]
     if k and bool((((scores >= last).sum(dim=1, keepdim=True) > k) & (last > -torch.inf)).any()):
         # More documents share the last score than fit, and topk may take any of them. A stable sort takes the first ones.
-        order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    else:
-        order = best.indices.sort(dim=1).values
-        order = order.gather(1, scores.gather(1, order).sort(dim=1, descending=True, stable=True).indices)
-    return scores.gather(1, order), docids.gather(1, order)
+        return scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    order = best.indices.sort(dim=1).values
+    return order.gather(1, scores.gather(1, order).sort(dim=1, descending=True, stable=True).indices)
+
+
+def _find_top_places_by_key(scores: Tensor, k: int) -> Tensor:
+    """Return the same as :func:`_find_top_places` without a decision that depends on the scores.
+
+    A decision would have to wait for the GPU. On a CPU, this takes three times as long for the best 100 of 20,000 documents,
+    the same time for the best 1,000, and half the time for the best 1,000 of 2,000.
+    """
+    bits = (scores + 0.0).view(torch.int32)  # adding 0 makes -0 equal to 0
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()  # integers in the order of the scores
+    keys = (ordered << 32) - torch.arange(scores.shape[1], device=scores.device)
+    return -keys.topk(k, dim=1).values & 0xFFFFFFFF

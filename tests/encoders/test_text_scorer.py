@@ -9,6 +9,8 @@ import pytest
 from score_checks import assert_ranked, assert_same_scores, record_texts
 
 from pyterrier_hypencoder import Hypencoder, HypencoderScorer
+from pyterrier_hypencoder.encoders import stages
+from pyterrier_hypencoder.scoring.reference import ReferenceScorer
 
 
 @pytest.fixture(scope="module")
@@ -267,3 +269,24 @@ def test_score_refuses_query_vectors_of_wrong_length(index):
 def test_score_without_index_says_what_to_do(model):
     with pytest.raises(ValueError, match="has no index"):
         HypencoderScorer(model=model).score(np.ones((1, 24)), np.array([0]))
+
+
+@pytest.mark.parametrize("size", [1, 4 * 24 * 7, 2**26])
+def test_candidates_of_all_queries_are_scored_together(index, model, candidates, full, monkeypatch, size):
+    monkeypatch.setattr(stages, "_SCORED_BYTES", size)
+    counted: list[int] = []
+    each = ReferenceScorer.each
+    monkeypatch.setattr(ReferenceScorer, "each", lambda self, v, counts: counted.append(len(v)) or each(self, v, counts))
+    assert_same_scores(index.scorer(model)(candidates), full)
+    step = max(1, size // (4 * 24))
+    assert len(counted) == -(-len(candidates) // step) and max(counted) <= step
+
+
+@pytest.mark.parametrize("size", [4 * 24 * 7, 2**26])
+def test_candidate_whose_score_overflows_is_named_with_its_query(model, candidates, monkeypatch, size):
+    monkeypatch.setattr(stages, "_SCORED_BYTES", size)
+    frame = model.doc_encoder()(candidates).reset_index(drop=True)
+    row = len(frame) - 3
+    frame.at[row, "doc_vec"] = np.full(24, 3e38, np.float32)
+    with pytest.raises(ValueError, match=f"document '{frame['docno'][row]}' for query '{frame['qid'][row]}'"):
+        model.text_scorer()(frame)

@@ -11,6 +11,7 @@ import torch
 from pyterrier_hypencoder import QNets, QNetSpec, scoring
 from pyterrier_hypencoder.scoring.rows import as_tensor, take_rows
 from pyterrier_hypencoder.search.documents import Documents
+from pyterrier_hypencoder.search.finite import NonFiniteScoreError
 
 SPEC = QNetSpec((8, 8, 1))
 CPU = torch.device("cpu")
@@ -114,7 +115,7 @@ def test_mark_seen_returns_new_documents_once_and_sorted(documents):
     assert (queries.tolist(), docids.tolist()) == ([0, 0, 2], [3, 9, 5])
     queries, docids = documents.mark_seen(torch.tensor([0, 1, 2]), torch.tensor([9, 9, 4]))
     assert (queries.tolist(), docids.tolist()) == ([1, 2], [9, 4])
-    assert documents.seen.sum(dim=1).tolist() == [2, 1, 2] and documents.seen[0, [3, 9]].all()
+    assert documents.mark_seen(torch.tensor([0, 0, 2, 2]), torch.tensor([3, 9, 4, 5]))[0].tolist() == []
 
 
 def test_score_pads_queries_with_fewer_documents(documents):
@@ -142,7 +143,9 @@ def test_score_in_pieces_equals_score_at_once(documents, monkeypatch, size):
 def test_shared_entry_points_are_scored_once(documents):
     scores, docids = documents.score_entry_points(np.array([7, 3, 7]))
     assert scores.tolist() == [[3, 7]] * 3 and docids.tolist() == [[3, 7]] * 3
-    assert documents.n_scored.tolist() == [2] * 3 and documents.seen.sum().item() == 6
+    assert documents.n_scored.tolist() == [2] * 3
+    queries, docids = documents.mark_seen(torch.arange(3).repeat_interleave(3), torch.tensor([3, 7, 8] * 3))
+    assert (queries.tolist(), docids.tolist()) == ([0, 1, 2], [8] * 3)
     assert sum(map(len, documents._score.scored)) == 2
 
 
@@ -155,8 +158,6 @@ def test_entry_points_per_query_are_scored_once_per_query(documents):
 def test_apply_filter_hides_excluded_documents():
     allowed = [np.array([1, 2]), None, np.empty(0, np.int64)]
     documents = Documents(RowNumberScorer(), np.arange(4, dtype=np.float32)[:, None], 3, CPU, allowed)
-    assert documents.excluded is not None
-    assert documents.excluded.tolist() == [[True, False, False, True], [False] * 4, [True] * 4]
     scores, docids = documents.score_entry_points(np.array([0, 2]))
     assert documents.apply_filter(scores, docids).tolist() == [[-torch.inf, 2], [0, 2], [-torch.inf] * 2]
 
@@ -165,4 +166,17 @@ def test_apply_filter_hides_excluded_documents():
 def test_apply_filter_without_filters_changes_nothing(allowed):
     documents = Documents(RowNumberScorer(), np.arange(4, dtype=np.float32)[:, None], 3, CPU, allowed)
     scores, docids = documents.score_entry_points(np.array([0, 2]))
-    assert documents.excluded is None and documents.apply_filter(scores, docids) is scores
+    assert documents.allowed is None and documents.apply_filter(scores, docids) is scores
+
+
+def test_documents_take_one_bit_per_query_and_document():
+    documents = Documents(RowNumberScorer(), np.zeros((10**6, 1), np.float32), 3, CPU, [np.arange(5), None, None])
+    assert max(part.nbytes for part in vars(documents._seen).values()) == 3 * 10**6 // 8
+
+
+def test_pairs_of_a_damaged_vector_are_named_whatever_the_piece(documents, monkeypatch):
+    monkeypatch.setattr("pyterrier_hypencoder.search.documents._SCORED_BYTES", 8)
+    documents.vectors[7] = np.nan
+    with pytest.raises(NonFiniteScoreError) as error:
+        documents.score(torch.tensor([0, 0, 0, 2, 2, 2]), torch.tensor([4, 1, 19, 3, 7, 8]))
+    assert (error.value.query, error.value.docid, error.value.vector_is_finite) == (2, 7, False)

@@ -34,7 +34,7 @@ def assert_same(results, expected) -> None:
 
 @pytest.fixture(params=[16, 48, 10**6], ids=lambda size: f"{size} bytes per chunk")
 def chunks(request, monkeypatch):
-    monkeypatch.setattr("pyterrier_hypencoder.search.exhaustive._CHUNK_BYTES", request.param)
+    monkeypatch.setattr("pyterrier_hypencoder.search.passes._CHUNK_BYTES", request.param)
 
 
 def tied_scores(queries: int, documents: int, levels: int, seed: int = 0) -> np.ndarray:

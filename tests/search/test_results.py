@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from pyterrier_hypencoder.search import results
 from pyterrier_hypencoder.search.results import Results, select_top_k, sort_by_score
 
 
@@ -83,3 +84,24 @@ def test_top_k_and_sort_break_ties_by_docid(k, n_levels):
     found, found_ids = sort_by_score(torch.from_numpy(scores[:, order]), torch.from_numpy(docids[:, order]))
     assert found_ids[:, :k].tolist() == [[d for _, d in row] for row in expected]
     assert found[:, :k].tolist() == [[-s for s, _ in row] for row in expected]
+
+
+@pytest.mark.parametrize("k", [1, 10, 40])
+def test_top_k_by_keys_equals_top_k_by_sorting(k):
+    scores = torch.from_numpy(np.random.default_rng(k).integers(-3, 4, (5, 40)).astype(np.float32))
+    scores[scores == 0] *= torch.tensor([1.0, -1.0]).repeat(40)[: int((scores == 0).sum())]  # -0 equals 0
+    scores[0, ::3], scores[1] = -torch.inf, torch.linspace(-1e38, 1e38, 40)
+    scores[2, ::2] = torch.tensor([1e-45, -1e-45]).repeat(10)  # the smallest numbers
+    expected = scores.sort(dim=1, descending=True, stable=True)
+    for find in (results._find_top_places, results._find_top_places_by_key):
+        found = find(scores, k)
+        real = expected.values[:, :k] > -torch.inf
+        assert torch.equal(found[real], expected.indices[:, :k][real])
+        assert torch.equal(scores.gather(1, found), expected.values[:, :k])
+
+
+def test_top_k_of_shared_docids_equals_top_k_of_repeated_docids():
+    scores, docids = torch.randn(3, 200, generator=torch.Generator().manual_seed(0)), torch.arange(100, 300)
+    for k in (2, 50, 500):
+        for one, other in zip(select_top_k(scores, docids, k), select_top_k(scores, docids.expand(3, -1), k), strict=True):
+            assert torch.equal(one, other)

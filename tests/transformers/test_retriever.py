@@ -102,7 +102,7 @@ def test_equal_scores_are_ordered_by_docid(retriever, topics):
 @pytest.mark.parametrize("num_results", [1, 2, 17, 39, 40])
 @pytest.mark.parametrize(("batch_size", "chunk"), [(1, 40), (2, 40), (3, 40), (3, 7), (2, 1)])
 def test_ties_at_the_cutoff_go_to_the_smaller_docids(tmp_path, num_results, batch_size, chunk, monkeypatch):
-    monkeypatch.setattr("pyterrier_hypencoder.search.exhaustive._CHUNK_BYTES", 4 * 4 * chunk)
+    monkeypatch.setattr("pyterrier_hypencoder.search.passes._CHUNK_BYTES", 4 * 4 * chunk)
     vectors = np.random.default_rng(0).integers(-1, 2, (40, 4))  # few different scores, exact in any order of summation
     index = HypencoderIndexer(tmp_path / "t.hyp").index({"docno": f"t{i}", "doc_vec": v} for i, v in enumerate(vectors))
     queries = np.array([[1, 1, 0, 0], [0, 0, 0, 0], [1, -1, 2, 0]])
