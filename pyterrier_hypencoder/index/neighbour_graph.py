@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..options import check_positive
+from ..scoring.rows import Rows
 from .checksums import check_file, check_meta, has_checksums, map_checked_rows
 from .docnos import get_max_file_size
-from .files import read_meta
+from .files import read_file_version, read_meta
 from .layout import (
     DOCNOS_FILE,
     EDGE_DTYPE,
@@ -71,6 +73,17 @@ class NeighbourGraph:
         """Negative L2 distances, (N, K), float16; 0 for a document in its own list."""
         if not has_checksums(self.meta):
             _check_edges(path / EDGES_FILE, self.edges.map)
+
+    def get_edges(self, device: torch.device) -> Rows:
+        """Return the docids for a search on a device, (N, K).
+
+        On a GPU they are copied on first use and stay there, if they fit into its free memory beside the vectors. They are
+        then int32, because torch cannot index with uint32. Without a GPU, they are :attr:`edges`.
+
+        Args:
+            device: Device that searches.
+        """
+        return self._reader.resident.get((*read_file_version(self.path), self.k), self.edges, device)
 
     @property
     def edges_data(self) -> np.ndarray:

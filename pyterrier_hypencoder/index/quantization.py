@@ -32,16 +32,16 @@ class ScaledRows:
     dtype: np.dtype[Any] = np.dtype(np.float32)
 
     def __init__(self, levels: CheckedRows, scales: np.ndarray) -> None:
-        self._levels, self._scales = levels, scales
+        self.levels, self.scales = levels, scales
         self.shape: tuple[int, ...] = levels.shape
 
     def __len__(self) -> int:
-        return len(self._levels)
+        return len(self.levels)
 
     def __getitem__(self, rows: Rows) -> np.ndarray:
-        found = np.asarray(self._levels[rows]).astype(np.float32)  # a fifth of the time of multiplying int8 with float32
-        found *= self._scales[0]
-        found += self._scales[1]
+        found = np.asarray(self.levels[rows]).astype(np.float32)  # a fifth of the time of multiplying int8 with float32
+        found *= self.scales[0]
+        found += self.scales[1]
         return found
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -49,7 +49,7 @@ class ScaledRows:
 
     def check(self) -> ScaledRows:
         """Check all blocks that have not been read yet; see :meth:`CheckedRows.check`."""
-        self._levels.check()
+        self.levels.check()
         return self
 
 

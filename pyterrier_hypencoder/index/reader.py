@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from ..scoring.resident import share_resident_rows
+from ..scoring.rows import Rows
 from .checksums import CheckedRows, check_file, check_meta, has_checksums, map_checked_rows
 from .docnos import Docnos, get_max_file_size
 from .files import read_file_version, read_meta
@@ -52,6 +55,22 @@ class IndexReader:
                 continue
             if self.is_current():
                 break
+        self.resident = share_resident_rows(path, self.version)
+        """The arrays on GPUs, which all readers of this state of the index share."""
+
+    def get_vectors(self, device: torch.device) -> Rows:
+        """Return the vectors for a search on a device.
+
+        On a GPU they are copied on first use and stay there, if they fit into its free memory; see
+        :mod:`pyterrier_hypencoder.scoring.resident`.
+
+        Args:
+            device: Device that scores the vectors.
+
+        Returns:
+            (N, D), a tensor on the GPU or else :attr:`vectors`.
+        """
+        return self.resident.get("vectors", self.vectors, device)
 
     def is_current(self) -> bool:
         """Return True if the index has not been replaced since it was opened."""

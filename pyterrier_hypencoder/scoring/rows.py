@@ -51,8 +51,17 @@ class _WritableView:
 
 
 def take_rows(rows: Rows, docids: Tensor) -> Tensor:
-    """Return the rows of some documents, in the given order; unsigned integers become int64."""
+    """Return the rows of some documents, in the given order; integers become int64.
+
+    Args:
+        rows: The rows, (N, D).
+        docids: Docids, of any shape and on any device.
+
+    Returns:
+        The rows, (..., D), on the device of a tensor, else on the CPU.
+    """
     if isinstance(rows, Tensor):
-        return rows[docids]
+        taken = rows[docids.to(rows.device)]
+        return taken if taken.is_floating_point() else taken.long()
     found = rows[docids.cpu().numpy()]
     return torch.from_numpy(found.astype(np.int64) if found.dtype.kind == "u" else np.ascontiguousarray(found))

@@ -104,6 +104,9 @@ class StoredVectors:
             (N, D). Later calls return the same tensor.
         """
         target, reader = resolve_device(device or "auto"), self.reader
+        resident = reader.get_vectors(target)
+        if fp16 and isinstance(resident, Tensor) and resident.dtype == torch.float16:
+            return resident  # shared with the searches
         key = (reader.version, str(target), fp16)
         if self._tensors is None or self._tensors[0] != key:
             dtype = torch.float16 if fp16 else torch.float32
@@ -113,6 +116,17 @@ class StoredVectors:
                 tensor[start : start + len(rows)] = rows.to(target)  # converted there, because that moves fewer bytes
             self._tensors = key, tensor
         return self._tensors[1]
+
+    def close(self) -> None:
+        """Free the memory that the index takes on GPUs, and the tensor of :meth:`torch_vecs`.
+
+        On a GPU, the first search copies the vectors there, and all retrievers and scorers of the index share them. Without
+        this method they stay until the last of these objects is gone. The index can still be used: the next search opens it
+        again.
+        """
+        reader, self._reader, self._tensors = self._reader, None, None
+        if reader is not None:
+            reader.resident.clear()
 
     @property
     def docnos(self) -> Docnos:
