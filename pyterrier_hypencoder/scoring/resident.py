@@ -91,7 +91,7 @@ def _stream(vectors: Rows, step: int, total: int, device: torch.device, docids: 
         with torch.cuda.stream(copying):
             block = pinned.to(device, non_blocking=True)
         computing.wait_stream(copying)
-        block.record_stream(computing)  # type: ignore[no-untyped-call]
+        block.record_stream(computing)
         yield start, block if scales is None else block.float().mul_(scales[0]).add_(scales[1])
         event.record(computing)
 
