@@ -7,6 +7,7 @@ import os
 import torch
 
 from ..qnet import QNets, QNetSpec
+from .cuda import Cuda
 from .device import resolve_device
 from .protocol import Backend, Scorer
 from .reference import Reference
@@ -15,7 +16,7 @@ PRECISIONS = ("auto", "fp32", "bf16")
 BACKEND_VARIABLE = "HYPENCODER_BACKEND"
 """Environment variable that forces a back-end by name."""
 
-BACKENDS: tuple[Backend, ...] = (Reference(),)
+BACKENDS: tuple[Backend, ...] = (Cuda(), Reference())
 """All back-ends, the preferred one first."""
 
 
