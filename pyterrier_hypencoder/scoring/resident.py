@@ -112,14 +112,14 @@ def load_resident(vectors: Rows, device: torch.device) -> Tensor | None:
         device: The GPU.
 
     Returns:
-        The rows in their stored dtype, but int8 vectors as float16, and uint32 as int32. None if they do not fit, or if the
-        device is no GPU of CUDA.
+        The rows in their stored dtype, but int8 vectors as float32, which keeps the ranking, and uint32 as int32. None if
+        they do not fit, or if the device is no GPU of CUDA.
     """
     if device.type != "cuda":
         return None
     if isinstance(vectors, Tensor) and vectors.device.type == "cuda":
         return vectors
-    dtype = torch.float16 if isinstance(vectors, QuantizedRows) else _read(vectors, 0, 1, None).dtype
+    dtype = torch.float32 if isinstance(vectors, QuantizedRows) else _read(vectors, 0, 1, None).dtype
     row_bytes = math.prod(vectors.shape[1:]) * dtype.itemsize
     if len(vectors) * row_bytes + RESERVE_BYTES > _count_free_bytes(device):
         return None
