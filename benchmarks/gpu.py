@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -34,6 +36,7 @@ from torch import Tensor
 
 from pyterrier_hypencoder import QNets, scoring
 from pyterrier_hypencoder.scoring import cuda
+from pyterrier_hypencoder.scoring.resident import load_resident
 from pyterrier_hypencoder.search.entry_points import draw_entry_points
 from pyterrier_hypencoder.search.exhaustive import exhaustive_search
 from pyterrier_hypencoder.search.graph import PRESETS, graph_search
@@ -59,7 +62,7 @@ class Sizes:
     tiny: bool = False
 
 
-TINY = Sizes(collections=(600, 2000), checked=500, dimensions=32, layers=2, neighbours=10, repeat=1, tiny=True)
+TINY = Sizes(collections=(300, 600), checked=300, dimensions=32, layers=2, neighbours=10, repeat=1, tiny=True)
 
 
 class Clock:
@@ -95,7 +98,7 @@ class Clock:
     def measure(self, function: Callable[[], object], repeat: int) -> float:
         """Return the median seconds of a call after a warm-up call; the warm-up's own if it took longer than 10 seconds."""
         times = []
-        for number in range(repeat + 1):
+        for _ in range(repeat + 1):
             start = time.perf_counter()
             function()
             if self.device.type == "cuda":
@@ -152,23 +155,29 @@ class Searcher:
         score = scoring.make_scorer(qnets, device=str(self.device))
         options = {name: PRESETS["efficient_1"][name] for name in ("n_candidates", "max_iter")}
         first = draw_entry_points(len(self.vectors), PRESETS["efficient_1"]["initial_candidates"])
-        return graph_search(
-            score, self.vectors, self.neighbours, first, len(qnets), k, device=self.device, **options
-        )
+        return graph_search(score, self.vectors, self.neighbours, first, len(qnets), k, device=self.device, **options)
 
     def surrogate(self, qnets: QNets, k: int = 100) -> Results:
         """Run surrogate search without the fallback to exhaustive search, which would hide its time."""
         score = scoring.make_scorer(qnets, device=str(self.device))
         first = draw_entry_points(len(self.vectors), 2 * self.vectors.shape[1])
-        return surrogate_search(
-            score, self.vectors, first, len(qnets), k, device=self.device, max_rounds=3, n_per_round=250
-        )
+        return surrogate_search(score, self.vectors, first, len(qnets), k, device=self.device, max_rounds=3, n_per_round=250)
 
 
 def measure_share(found: Results, expected: Results, k: int = 100) -> float:
     """Return the share of the best k expected documents that were found."""
     pairs = zip(found.docids, expected.docids, strict=True)
     return float(np.mean([len(np.intersect1d(one[:k], other[:k])) / min(k, len(other)) for one, other in pairs]))
+
+
+def count_moved_bytes(function: Callable[[], object]) -> int:
+    """Return the bytes that a call copies to the GPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        with torch.profiler.profile() as profile:
+            function()
+        profile.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
+    return sum(event["args"].get("bytes", 0) for event in events if event.get("name", "").startswith("Memcpy HtoD"))
 
 
 def check_correctness(clock: Clock, sizes: Sizes) -> bool:
@@ -197,7 +206,12 @@ def check_correctness(clock: Clock, sizes: Sizes) -> bool:
         error = (score.each(there.vectors, counts).cpu() - expected).abs().max()
         check(f"the same for lists of candidates, {precision}", float(error) / spread, limit)
     if device.type == "cuda":
-        check("the fused kernel runs", float(cuda.find_fused_network(str(torch.empty(0, device=device).device)) is not None), 1, True)
+        check("the fused kernel runs", float(score._network is not None), 1, True)
+        loaded = load_resident(vectors.numpy(), device)
+        check("resident vectors are those of the CPU", float(torch.equal(loaded.cpu(), vectors)), 1, True)
+        on_device = qnets.to(device)
+        moved = count_moved_bytes(lambda: there.exhaustive(on_device, "auto"))
+        check("share of the vectors that a search moves", moved / vectors.nbytes, 0.01)
     best = here.exhaustive(qnets, "fp32")
     check("top 1,000 of auto", measure_share(there.exhaustive(qnets, "auto"), best, 1000), 0.999, True)
     check("top 1,000 of fp32", measure_share(there.exhaustive(qnets, "fp32"), best, 1000), 0.999, True)
@@ -241,7 +255,7 @@ def measure_searches(clock: Clock, sizes: Sizes, number: int) -> None:
     for name, batch, needed, run in list_searches(searcher, is_largest):
         if clock.is_over(f"{name}, {batch} queries, {number} documents", needed):
             continue
-        qnets, found = make_qnets(batch, sizes), []
+        qnets, found = make_qnets(batch, sizes).to(device), []  # encoders make them there
         seconds = clock.measure(lambda run=run, qnets=qnets, found=found: found.append(run(qnets)), sizes.repeat)
         if batch not in exact and not name.startswith("exhaustive") and not is_largest:
             exact[batch] = searcher.exhaustive(qnets, "auto", 100)
@@ -264,7 +278,7 @@ def measure_searches(clock: Clock, sizes: Sizes, number: int) -> None:
 
 def measure_variants(clock: Clock, sizes: Sizes, searcher: Searcher) -> None:
     """Measure exhaustive search with other block sizes, without the fused kernel, and with streamed vectors."""
-    qnets, original = make_qnets(8, sizes), cuda._ACTIVATIONS_PER_BLOCK
+    qnets, original = make_qnets(8, sizes).to(clock.device), cuda._ACTIVATIONS_PER_BLOCK
     fused = cuda.find_fused_network
 
     def measure(name: str, where: Searcher) -> None:
