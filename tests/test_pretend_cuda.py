@@ -171,9 +171,9 @@ def test_encoded_documents_and_queries_are_those_of_the_cpu(model, cuda_model, t
 # Resident vectors
 
 
-@pytest.mark.parametrize("algorithm", OPTIONS)
+@pytest.mark.parametrize("algorithm", ["exhaustive", "graph", "surrogate"])
 def test_second_batch_moves_neither_vectors_nor_neighbours(large, cuda_model, gpu, topics, algorithm, request):
-    if algorithm in ("exhaustive", "auto"):
+    if algorithm == "exhaustive":
         request.applymarker(NEEDS_EXHAUSTIVE)
     options = {"algorithm": algorithm, **OPTIONS[algorithm]}
     search(large, cuda_model, topics, "cuda", **options)
@@ -233,7 +233,7 @@ def test_a_replaced_index_is_copied_again(cuda_model, tmp_path, topics):
     assert_same_ranking(second, index.retriever(cuda_model, device="cpu")(topics))
 
 
-@pytest.mark.parametrize("algorithm", OPTIONS)
+@pytest.mark.parametrize("algorithm", ["exhaustive", "graph", "surrogate"])
 def test_vectors_that_do_not_fit_are_streamed(large, model, cuda_model, gpu, topics, algorithm, caplog):
     gpu.free_bytes = resident.RESERVE_BYTES + VECTOR_BYTES - 1
     options = {"algorithm": algorithm, **OPTIONS[algorithm]}
