@@ -35,7 +35,7 @@ OPTIONS = {
 """Options per algorithm that leave most documents out."""
 
 NEEDS_EXHAUSTIVE = pytest.mark.xfail(
-    strict=False, reason="search/exhaustive.py keeps docids and filters on the CPU, and each chunk waits for the GPU"
+    strict=False, reason="search/exhaustive.py works on the CPU, until transformers/batch_search.py passes it the device"
 )
 
 

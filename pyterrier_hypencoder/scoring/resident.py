@@ -135,8 +135,14 @@ def load_resident(vectors: Rows, device: torch.device) -> Tensor | None:
 
 def _count_free_bytes(device: torch.device) -> int:
     """Return the free memory of a GPU, including what torch holds for later tensors."""
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused
+    number = _get_number(device)
+    unused = torch.cuda.memory_reserved(number) - torch.cuda.memory_allocated(number)
+    return torch.cuda.mem_get_info(number)[0] + unused
+
+
+def _get_number(device: torch.device) -> int:
+    """Return the number of a GPU; ``cuda`` without a number is the current one."""
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 class ResidentRows:
@@ -149,7 +155,7 @@ class ResidentRows:
 
     def __init__(self, path: Path, version: Hashable) -> None:
         self.path, self.version = path, version
-        self._copies: dict[tuple[Hashable, str], Tensor] = {}
+        self._copies: dict[tuple[Hashable, int], Tensor] = {}
         self._loading = threading.Lock()
         self._has_warned = False
 
@@ -163,7 +169,7 @@ class ResidentRows:
         """
         if device.type != "cuda":
             return rows
-        key = name, str(torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index))
+        key = name, _get_number(device)
         with self._loading:  # threads wait instead of copying it again
             found = self._copies.get(key)
             if found is None:
