@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
 import pyterrier as pt
 import pytest
@@ -18,3 +19,7 @@ def doctest_directory(request):
     """Run every doctest in an empty directory."""
     if isinstance(request.node, pytest.DoctestItem):
         request.getfixturevalue("monkeypatch").chdir(request.getfixturevalue("tmp_path"))
+
+
+# Doctests import every module; this one needs Triton, which is optional.
+collect_ignore = [] if find_spec("triton") else ["pyterrier_hypencoder/scoring/triton_kernels.py"]

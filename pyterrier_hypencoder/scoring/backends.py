@@ -8,6 +8,7 @@ import torch
 
 from ..qnet import QNets, QNetSpec
 from .cpu import Cpu
+from .cuda import Cuda
 from .device import has_native_bf16, resolve_device
 from .protocol import Backend, Scorer
 from .reference import Reference
@@ -16,7 +17,7 @@ PRECISIONS = ("auto", "fp32", "bf16")
 BACKEND_VARIABLE = "HYPENCODER_BACKEND"
 """Environment variable that forces a back-end by name."""
 
-BACKENDS: tuple[Backend, ...] = (Cpu(), Reference())
+BACKENDS: tuple[Backend, ...] = (Cuda(), Cpu(), Reference())
 """All back-ends, the preferred one first."""
 
 

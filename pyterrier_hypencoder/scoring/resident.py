@@ -112,14 +112,14 @@ def load_resident(vectors: Rows, device: torch.device) -> Tensor | None:
         device: The GPU.
 
     Returns:
-        The rows in their stored dtype, but int8 vectors as float16, and uint32 as int32. None if they do not fit, or if the
-        device is no GPU of CUDA.
+        The rows in their stored dtype, but int8 vectors as float32, which keeps the ranking, and uint32 as int32. None if
+        they do not fit, or if the device is no GPU of CUDA.
     """
     if device.type != "cuda":
         return None
     if isinstance(vectors, Tensor) and vectors.device.type == "cuda":
         return vectors
-    dtype = torch.float16 if isinstance(vectors, QuantizedRows) else _read(vectors, 0, 1, None).dtype
+    dtype = torch.float32 if isinstance(vectors, QuantizedRows) else _read(vectors, 0, 1, None).dtype
     row_bytes = math.prod(vectors.shape[1:]) * dtype.itemsize
     if len(vectors) * row_bytes + RESERVE_BYTES > _count_free_bytes(device):
         return None
@@ -135,8 +135,14 @@ def load_resident(vectors: Rows, device: torch.device) -> Tensor | None:
 
 def _count_free_bytes(device: torch.device) -> int:
     """Return the free memory of a GPU, including what torch holds for later tensors."""
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused
+    number = _get_number(device)
+    unused = torch.cuda.memory_reserved(number) - torch.cuda.memory_allocated(number)
+    return torch.cuda.mem_get_info(number)[0] + unused
+
+
+def _get_number(device: torch.device) -> int:
+    """Return the number of a GPU; ``cuda`` without a number is the current one."""
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 class ResidentRows:
@@ -149,7 +155,7 @@ class ResidentRows:
 
     def __init__(self, path: Path, version: Hashable) -> None:
         self.path, self.version = path, version
-        self._copies: dict[tuple[Hashable, str], Tensor] = {}
+        self._copies: dict[tuple[Hashable, int], Tensor] = {}
         self._loading = threading.Lock()
         self._has_warned = False
 
@@ -163,7 +169,7 @@ class ResidentRows:
         """
         if device.type != "cuda":
             return rows
-        key = name, str(torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index))
+        key = name, _get_number(device)
         with self._loading:  # threads wait instead of copying it again
             found = self._copies.get(key)
             if found is None:

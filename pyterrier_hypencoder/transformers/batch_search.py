@@ -14,6 +14,7 @@ from ..index.inner_product import InnerProductIndex, is_built, require_inner_pro
 from ..index.neighbour_graph import NeighbourGraph, has_graph, open_graph
 from ..index.reader import IndexReader
 from ..qnet import QNets
+from ..scoring.rows import Rows
 from ..search.choose import EXHAUSTIVE_IF_LINEAR, choose_algorithm
 from ..search.entry_points import default_n_initial, draw_entry_points
 from ..search.exhaustive import exhaustive_search
@@ -93,9 +94,11 @@ class BatchSearch:
             if not self._covers_all(entry_points, n_allowed):
                 search = self._search_graph if algorithm == "graph" else self._search_surrogate
                 return search(qnets, score, entry_points, allowed)
-        return exhaustive_search(
-            score, self._reader.vectors, len(qnets), self._num_results, allowed=allowed, progress=progress
-        )
+        return exhaustive_search(score, self._get_vectors(), len(qnets), self._num_results, allowed=allowed, progress=progress)
+
+    def _get_vectors(self) -> Rows:
+        """Return the vectors where q-nets are evaluated, if they fit there."""
+        return self._reader.get_vectors(scoring.resolve_device(self._options.device))
 
     def _choose_algorithm(self, qnets: QNets, n_allowed: int, has_candidates: bool) -> str:
         if qnets.spec.is_linear and self._options.algorithm in EXHAUSTIVE_IF_LINEAR:
@@ -151,14 +154,15 @@ class BatchSearch:
         entry_points: np.ndarray | list[np.ndarray],
         allowed: Sequence[np.ndarray | None],
     ) -> Results:
+        device = scoring.resolve_device(self._options.device)
         return graph_search(
             score,
-            self._reader.vectors,
-            self._open_graph().edges,
+            self._get_vectors(),
+            self._open_graph().get_edges(device),
             entry_points,
             len(qnets),
             self._num_results,
-            device=scoring.resolve_device(self._options.device),
+            device=device,
             n_candidates=self._options.n_candidates,
             max_iter=self._options.max_iter,
             early_stop=self._options.early_stop,
@@ -176,7 +180,7 @@ class BatchSearch:
         device = scoring.resolve_device(self._options.device)
         return surrogate_search(
             score,
-            self._reader.vectors,
+            self._get_vectors(),
             entry_points,
             len(qnets),
             self._num_results,

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .. import scoring
 from ..encoders.base import Encoder
 from ..encoders.loading import check_encoder, load_recorded_encoder
 from ..encoders.stages import make_qnets, narrow_qnets
@@ -19,6 +20,7 @@ from ..identity import ByArguments, make_file_name
 from ..index.files import read_file_version, resolve_path
 from ..index.reader import IndexReader
 from ..qnet import QNets
+from ..scoring.rows import take_rows
 
 _ATTEMPTS = 20
 """Attempts to use an index that is replaced at the same time."""
@@ -140,17 +142,19 @@ def get_index_path(index: Any) -> Path | None:
     return None if path is None else Path(path)
 
 
-def gather_vectors(reader: IndexReader, docids: np.ndarray) -> Tensor:
+def gather_vectors(reader: IndexReader, docids: np.ndarray, device: str = "cpu") -> Tensor:
     """Return the stored vectors of some documents.
 
     Args:
         reader: The index.
         docids: N docids.
+        device: Device that scores them. On a GPU, the vectors of the whole index are copied there on first use.
 
     Returns:
-        (N, D) float32.
+        (N, D) float32, on the device if it is a GPU.
     """
-    return torch.from_numpy(reader.vectors[docids].astype(np.float32))
+    vectors = reader.get_vectors(scoring.resolve_device(device))
+    return take_rows(vectors, torch.from_numpy(docids)).float()
 
 
 def check_docids(reader: IndexReader, docids: np.ndarray) -> None:

@@ -108,7 +108,7 @@ class HypencoderScorer(IndexTransformer, TextScorer):
             return super()._make_vector_lookup(frame)
         reader = self._open_reader()
         docids = reader.docnos.require(read_docnos(frame))
-        return lambda rows: gather_vectors(reader, docids[rows])
+        return lambda rows: gather_vectors(reader, docids[rows], self.device)
 
     def _get_tie_keys(self, frame: pd.DataFrame) -> np.ndarray:
         if self._index is None or "doc_vec" in frame.columns:
@@ -134,7 +134,7 @@ class HypencoderScorer(IndexTransformer, TextScorer):
         def score(reader: IndexReader) -> np.ndarray:
             check_docids(reader, docids)
             qnets = self._make_fitting_qnets(reader, frame)
-            vectors = gather_vectors(reader, docids)
+            vectors = gather_vectors(reader, docids, self.device)
             scores = self._score(qnets, vectors)
             try:
                 check_finite(scores, vectors, torch.from_numpy(docids))

@@ -26,7 +26,6 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 CUDA = torch.device("cuda:0")
 WAITING = {
@@ -125,10 +124,10 @@ class PretendCuda(torch.Tensor):
             seen.waits[name] += 1
         if name.startswith("index") and any(t.dtype == torch.bool for t in list_tensors(args[1:])):
             seen.waits["index by mask"] += 1
-        out = func(*tree_map(unwrap, args), **tree_map(unwrap, kwargs))
+        out = func(*convert(unwrap, args), **convert(unwrap, kwargs))
         if name.endswith("_") and not name.endswith("__"):
             return args[0]
-        return kwargs["out"] if "out" in kwargs else tree_map(wrap, out)
+        return kwargs["out"] if "out" in kwargs else convert(wrap, out)
 
 
 def count_copy(target: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> None:
@@ -141,7 +140,21 @@ def count_copy(target: torch.Tensor, source: torch.Tensor, non_blocking: bool = 
 
 def list_tensors(value: Any) -> list[torch.Tensor]:
     """Return all tensors in nested arguments."""
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    if isinstance(value, torch.Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [tensor for item in items for tensor in list_tensors(item)]
+
+
+def convert(function: Callable[[Any], Any], value: Any) -> Any:
+    """Apply a function to every value in nested arguments or results."""
+    if isinstance(value, dict):
+        return {key: convert(function, item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(convert(function, item) for item in value)
+    if isinstance(value, tuple):  # several results with names
+        return type(value)([convert(function, item) for item in value])
+    return function(value)
 
 
 def unwrap(value: Any) -> Any:
@@ -213,7 +226,7 @@ class DeviceCalls(TorchFunctionMode):
         def place(value: Any) -> Any:
             return torch.device("cpu") if is_device("cuda", value) else unwrap(value)
 
-        out = func(*tree_map(place, args), **{key: place(value) for key, value in kwargs.items()})
+        out = func(*convert(place, args), **convert(place, kwargs))
         if isinstance(owner, PretendCuda) and out is owner.inner:
             return owner
         return wrap(out.clone() if moved and out is owner else out)

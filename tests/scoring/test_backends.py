@@ -138,7 +138,7 @@ def test_environment_variable_forces_a_backend(monkeypatch):
     monkeypatch.setenv("HYPENCODER_BACKEND", "reference")
     torch.testing.assert_close(scoring.make_scorer(qnets, device="cpu")(vectors), qnets.score(vectors), rtol=1e-5, atol=1e-5)
     monkeypatch.setenv("HYPENCODER_BACKEND", "abacus")
-    with pytest.raises(ValueError, match=r"HYPENCODER_BACKEND must be one of \['cpu', 'reference'\], got 'abacus'"):
+    with pytest.raises(ValueError, match=r"HYPENCODER_BACKEND must be one of \['cuda', 'cpu', 'reference'\], got 'abacus'"):
         scoring.make_scorer(qnets, device="cpu")
 
 
