@@ -214,10 +214,10 @@ def test_rerank_uses_one_state_of_the_index(tmp_path, monkeypatch):
     frame = index.retriever(num_results=5)(QUERY_VECTORS)
     gather, replaced = scorer_module.gather_vectors, []
 
-    def replace_first(reader: IndexReader, docids: np.ndarray) -> torch.Tensor:
+    def replace_first(reader: IndexReader, docids: np.ndarray, device: str) -> torch.Tensor:
         if not replaced:
             replaced.append(build_generation(tmp_path / "x.hyp", 2))
-        return gather(reader, docids)
+        return gather(reader, docids, device)
 
     monkeypatch.setattr(scorer_module, "gather_vectors", replace_first)
     assert_same_ranking(index.scorer()(frame), frame)
