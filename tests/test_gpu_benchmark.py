@@ -15,7 +15,6 @@ MISSING = ("pyterrier", "faiss", "pandas", "npids", "xxhash")
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="needs make_first_pass of scoring/backends.py and the device of search/exhaustive.py", strict=False)
 def test_gpu_benchmark_runs_without_pyterrier_and_faiss(tmp_path):
     for name in MISSING:
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is not installed here')")

@@ -34,10 +34,6 @@ OPTIONS = {
 }
 """Options per algorithm that leave most documents out."""
 
-NEEDS_EXHAUSTIVE = pytest.mark.xfail(
-    strict=False, reason="search/exhaustive.py works on the CPU, until transformers/batch_search.py passes it the device"
-)
-
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory) -> HypencoderIndex:
@@ -84,10 +80,8 @@ def search(index: HypencoderIndex, model: Any, topics: pd.DataFrame, device: str
 
 @pytest.mark.parametrize("filtered", [False, True], ids=["all", "filtered"])
 @pytest.mark.parametrize("algorithm", OPTIONS)
-def test_each_algorithm_returns_the_ranking_of_the_cpu(large, model, cuda_model, topics, algorithm, filtered, request):
+def test_each_algorithm_returns_the_ranking_of_the_cpu(large, model, cuda_model, topics, algorithm, filtered):
     if filtered:
-        if algorithm in ("exhaustive", "auto"):
-            request.applymarker(NEEDS_EXHAUSTIVE)
         even, few = [f"d{i}" for i in range(0, N_DOCS, 2)], [f"d{i}" for i in range(100)]
         topics = topics.assign(allowed_docnos=[even, None, few, even, None])
     options = {"algorithm": algorithm, **OPTIONS[algorithm]}
@@ -172,9 +166,7 @@ def test_encoded_documents_and_queries_are_those_of_the_cpu(model, cuda_model, t
 
 
 @pytest.mark.parametrize("algorithm", ["exhaustive", "graph", "surrogate"])
-def test_second_batch_moves_neither_vectors_nor_neighbours(large, cuda_model, gpu, topics, algorithm, request):
-    if algorithm == "exhaustive":
-        request.applymarker(NEEDS_EXHAUSTIVE)
+def test_second_batch_moves_neither_vectors_nor_neighbours(large, cuda_model, gpu, topics, algorithm):
     options = {"algorithm": algorithm, **OPTIONS[algorithm]}
     search(large, cuda_model, topics, "cuda", **options)
     assert gpu.bytes_to_cuda > VECTOR_BYTES + (GRAPH_BYTES if algorithm == "graph" else 0)
@@ -257,7 +249,6 @@ def count_synchronisations(gpu: Seen, index: HypencoderIndex, model: Hypencoder,
     return gpu.synchronisations
 
 
-@NEEDS_EXHAUSTIVE
 def test_exhaustive_search_waits_for_the_gpu_as_often_for_many_chunks_as_for_one(large, cuda_model, gpu, topics, monkeypatch):
     once = count_synchronisations(gpu, large, cuda_model, topics)
     monkeypatch.setattr("pyterrier_hypencoder.search.passes._MOST_DOCS_ON_GPU", 100)

@@ -94,7 +94,16 @@ class BatchSearch:
             if not self._covers_all(entry_points, n_allowed):
                 search = self._search_graph if algorithm == "graph" else self._search_surrogate
                 return search(qnets, score, entry_points, allowed)
-        return exhaustive_search(score, self._get_vectors(), len(qnets), self._num_results, allowed=allowed, progress=progress)
+        return exhaustive_search(
+            score,
+            self._get_vectors(),
+            len(qnets),
+            self._num_results,
+            first_pass=scoring.make_first_pass(qnets, device=self._options.device, precision=self._options.precision),
+            device=scoring.resolve_device(self._options.device),
+            allowed=allowed,
+            progress=progress,
+        )
 
     def _get_vectors(self) -> Rows:
         """Return the vectors where q-nets are evaluated, if they fit there."""
