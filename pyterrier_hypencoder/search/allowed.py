@@ -5,6 +5,7 @@ A filter is an ascending array of docids. Nothing here takes memory for every pa
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -46,6 +47,17 @@ class Allowed:
         self.is_shared = len(self._filters) == 1 and limited == len(docids)
         """True if all queries have the same filter."""
         self._all_limited = limited == len(docids)
+
+    def select(self, queries: Tensor) -> Allowed:
+        """Return the filters of some queries (q,), in the given order."""
+        selected = copy.copy(self)
+        places = [(ids, (queries == owners.unsqueeze(1)).nonzero()[:, 1]) for ids, owners in self._filters]
+        selected._filters = [(ids, owners) for ids, owners in places if len(owners)]
+        selected._n_queries = len(queries)
+        limited = sum(len(owners) for _, owners in selected._filters)
+        selected._all_limited = limited == len(queries)
+        selected.is_shared = len(selected._filters) == 1 and selected._all_limited
+        return selected
 
     def find_union(self) -> Tensor | None:
         """Return the ascending docids that at least one query may return, (n,); None if a query has no filter."""

@@ -109,9 +109,9 @@ def test_no_warning_without_fallback(vectors, caplog):
 def test_scan_option_replaces_the_exact_scan(vectors, query_vectors):
     calls, exact = [], make_exact_scan(vectors)
 
-    def scan(queries, k, seen):
+    def scan(queries, k, seen, allowed=None):
         calls.append((tuple(queries.shape), k))
-        return exact(queries, k, seen)
+        return exact(queries, k, seen, allowed)
 
     found = search(nearly_linear(), vectors, scan=scan, query_vectors=query_vectors)
     expected = search(nearly_linear(), vectors, query_vectors=query_vectors)
@@ -120,7 +120,7 @@ def test_scan_option_replaces_the_exact_scan(vectors, query_vectors):
 
 
 def test_scan_that_finds_nothing_returns_the_entry_points(vectors):
-    def scan(queries, k, seen):
+    def scan(queries, k, seen, allowed=None):
         return torch.full((len(queries), k), -torch.inf), torch.zeros(len(queries), k, dtype=torch.long)
 
     score, entry_points = nearly_linear(), draw_entry_points(N, 100)
@@ -319,9 +319,9 @@ def test_very_large_options_cost_no_more_than_the_collection(vectors):
     """A scan is never asked for more documents than there are."""
     asked, exact = [], make_exact_scan(vectors)
 
-    def scan(queries, k, seen):
+    def scan(queries, k, seen, allowed=None):
         asked.append(k)
-        return exact(queries, k, seen)
+        return exact(queries, k, seen, allowed)
 
     found = search(nearly_linear(), vectors, 10**9, n_initial=10**9 // 10**7, n_per_round=10**9, max_rounds=10**9, scan=scan)
     assert ids(found) == ids(exhaustive_search(nearly_linear(), vectors, Q, N))
