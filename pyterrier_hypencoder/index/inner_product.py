@@ -98,9 +98,7 @@ class InnerProductIndex:
             left_out += self._doc_count - allowed.count(self._doc_count)
         return min(k + int(left_out.max()), self._doc_count)
 
-    def __call__(
-        self, functions: Tensor, k: int, seen: Tensor, allowed: Allowed | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, functions: Tensor, k: int, seen: Tensor, allowed: Allowed | None = None) -> tuple[Tensor, Tensor]:
         """Return the documents with the largest inner products; see :class:`pyterrier_hypencoder.search.scan.Scan`."""
         import faiss
 

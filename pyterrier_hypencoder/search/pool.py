@@ -79,9 +79,7 @@ class Pool:
         fitted = []
         for group in self._split(queries):
             vectors, scores, _ = self._take(group)
-            fitted.append(
-                fit_parts(vectors, scores, self._ridge) if parts else [fit_linear(vectors, scores, self._ridge)]
-            )
+            fitted.append(fit_parts(vectors, scores, self._ridge) if parts else [fit_linear(vectors, scores, self._ridge)])
         return [torch.cat(functions) for functions in zip(*fitted, strict=True)]
 
     def run_round(self, queries: Tensor, functions: Sequence[Tensor], number: int) -> None:

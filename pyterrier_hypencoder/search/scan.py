@@ -45,9 +45,7 @@ _VALUES_PER_GROUP = 16
 class Scan(Protocol):
     """Maximum inner product search over the collection."""
 
-    def __call__(
-        self, functions: Tensor, k: int, seen: Tensor, allowed: Allowed | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, functions: Tensor, k: int, seen: Tensor, allowed: Allowed | None = None) -> tuple[Tensor, Tensor]:
         """Return the allowed documents with the largest inner products that a query has not seen.
 
         Args:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -11,6 +10,7 @@ import pyterrier as pt
 from ..index.reader import IndexReader
 from ..search.results import Results
 from .batch_search import BatchSearch
+from .fallback import fall_back
 from .filters import drop_excluded, make_filter_key, read_filters, resolve_options
 
 
@@ -38,13 +38,8 @@ def search_in_batches(
                 batch,
                 [f.allowed for f in filters],
                 None if candidates is None else candidates[rows],
-                _count_as_queries(progress, len(batch) / reader.doc_count),
+                progress.update,
             )
             results = results.concat(drop_excluded(found, filters, retriever.num_results) if n_dropped else found)
             progress.update(start + len(batch) - progress.n)
-    return results
-
-
-def _count_as_queries(progress: Any, queries_per_document: float) -> Callable[[int], object]:
-    """Return a callback that counts scored documents as a share of the queries of a batch."""
-    return lambda n_docs: progress.update(n_docs * queries_per_document)
+    return fall_back(retriever, reader, topics, for_all, results)

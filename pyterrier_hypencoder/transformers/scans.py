@@ -27,9 +27,7 @@ class IndexedScan:
         self._index = index
         self._exact = exact
 
-    def __call__(
-        self, functions: Tensor, k: int, seen: Tensor, allowed: Allowed | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, functions: Tensor, k: int, seen: Tensor, allowed: Allowed | None = None) -> tuple[Tensor, Tensor]:
         """Return the documents with the largest inner products; see :class:`pyterrier_hypencoder.search.scan.Scan`."""
         scan = self._index if self._index.is_worth_it(len(functions), k, seen, allowed) else self._exact
         return scan(functions, k, seen, allowed)
