@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 ALGORITHMS = ("auto", "exhaustive", "graph", "surrogate", "hnsw")
 EXHAUSTIVE_IF_LINEAR = ("graph", "surrogate")
-"""Algorithms that score all documents if q-nets are single vectors and ``max_scored`` allows it. Approximating an inner product
-would not be faster."""
+"""Algorithms that score all documents if q-nets are single vectors and ``max_scored`` allows it. Approximating an inner
+product would not be faster."""
 
 EXHAUSTIVE_UP_TO = 20_000
 """Number of allowed documents up to which a CPU scores all of them."""

@@ -62,8 +62,9 @@ class Pool:
         self.scores, self.docids = scores, docids
         self.last_yield = torch.ones(len(scores), dtype=torch.float32, device=self.device)
         self.n_rounds = torch.ones(len(scores), dtype=torch.long, device=self.device)
+        self.depth = depth
         self._n_initial = scores.shape[1]
-        self._scan, self._depth, self._ridge, self._allowed = scan, depth, ridge, allowed
+        self._scan, self._ridge, self._allowed = scan, ridge, allowed
         self._max_scored = len(documents) if max_scored is None else min(max_scored, len(documents))
         self._shared: Tensor | None = None  # vectors of shared entry points, (1, n, D)
         if is_shared:
@@ -93,7 +94,7 @@ class Pool:
         before = self.scores.shape[1]
         self.score_best(queries, functions, number)
         new = torch.arange(self.scores.shape[1], device=self.device) >= before
-        self.last_yield[queries] = _share_of_best(self._get_allowed_scores(), new, self._depth)[queries]
+        self.last_yield[queries] = _share_of_best(self._get_allowed_scores(), new, self.depth)[queries]
 
     def check_query_vectors(self, functions: Tensor, number: int) -> None:
         """Lower the yield of queries whose query vector ranks the documents like the q-net does.
@@ -114,7 +115,7 @@ class Pool:
         alike = correlate_ranks(self.scores[:, :n_initial], products[:, :n_initial]) >= TRUST_FROM_CORRELATION
         products = products.masked_fill(allowed_scores == -torch.inf, -torch.inf)
         last = products.topk(min(number, products.shape[1]), dim=1).values[:, -1:]
-        self.last_yield = torch.where(alike, _share_of_best(allowed_scores, products < last, self._depth), self.last_yield)
+        self.last_yield = torch.where(alike, _share_of_best(allowed_scores, products < last, self.depth), self.last_yield)
 
     def score_best(self, queries: Tensor, functions: Sequence[Tensor], number: int) -> None:
         """Score the ``number`` unseen documents of some queries (q,) that their functions, each (q, D), rank first."""

@@ -173,7 +173,8 @@ def _find_largest(products: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """
     n_groups = products.shape[1] // _VALUES_PER_GROUP
     if n_groups <= 2 * number:
-        return tuple(products.topk(min(number, products.shape[1]), dim=1, sorted=False))
+        best = products.topk(min(number, products.shape[1]), dim=1, sorted=False)
+        return best.values, best.indices
     grouped = products[:, : n_groups * _VALUES_PER_GROUP].unflatten(1, (_VALUES_PER_GROUP, n_groups))  # (Q, 16, n_groups)
     groups = grouped.amax(dim=1).topk(number, dim=1, sorted=False).indices.unsqueeze(1)  # (Q, 1, number)
     first = n_groups * torch.arange(_VALUES_PER_GROUP, device=products.device).unsqueeze(1)

@@ -7,14 +7,15 @@ The search scores some random documents first, then works in rounds. Each round
 3. scores them with the q-net.
 
 The **yield** of a round is the share of the best documents so far that the round has found. It looks at as many documents
-as are requested, but at least :data:`MIN_DEPTH` and at most :data:`MAX_DEPTH`. It decides about the next step of the query:
+as are requested, but at least :data:`MIN_DEPTH`, and at most :data:`MAX_DEPTH` and as many as a round scores. If more are
+requested, they are scored after the last round. The yield decides about the next step of the query:
 
 =========================================================  ============================================================
 Condition                                                  Next step
 =========================================================  ============================================================
 yield below :data:`CONVERGED_BELOW`                        stop; the query has converged
 yield above :data:`FALLBACK_ABOVE` from round 4 on, and    exhaustive search, because the q-net is too far from linear
-not lower than in the round before
+more than half of that of the round before
 no rounds left, and yield above :data:`FALLBACK_ABOVE`     exhaustive search
 no rounds left otherwise, or ``max_scored`` reached        stop; the query has not converged
 otherwise                                                  another round
@@ -124,7 +125,7 @@ def surrogate_search(
         documents,
         *first,
         make_exact_scan(vectors) if scan is None else scan,
-        depth=min(max(k, MIN_DEPTH), MAX_DEPTH),
+        depth=max(MIN_DEPTH, min(k, MAX_DEPTH, n_per_round)),
         ridge=ridge,
         is_shared=isinstance(entry_points, np.ndarray),
         allowed=filters,
@@ -167,7 +168,18 @@ def _run_rounds(
         if number + 1 >= FALLBACK_FROM_ROUND:
             is_last = number + 1 == max_rounds
             failed |= (pool.last_yield > FALLBACK_ABOVE) & ((pool.last_yield > FALLING_BELOW * previous) | is_last)
+    if k > pool.depth:
+        _fill_results(pool, ~failed, k)
     return failed
+
+
+def _fill_results(pool: Pool, queries: Tensor, k: int) -> None:
+    """Score k more documents of some queries (Q,), because the yield says nothing about documents beyond its depth."""
+    used_parts = pool.n_rounds > 1 + _ROUNDS_WITH_ONE_FUNCTION
+    for parts in (False, True):
+        group = (queries & (used_parts == parts)).nonzero()[:, 0]
+        if len(group):
+            pool.score_best(group, pool.fit(group, parts=parts), k)
 
 
 def _can_fall_back(documents: Documents, filters: Allowed | None, max_scored: int | None) -> Tensor:

@@ -15,7 +15,7 @@ from ..index.neighbour_graph import NeighbourGraph, has_graph, open_graph
 from ..index.reader import IndexReader
 from ..qnet import QNets
 from ..search.choose import EXHAUSTIVE_IF_LINEAR, choose_algorithm
-from ..search.entry_points import default_n_initial, draw_entry_points
+from ..search.entry_points import default_n_initial, default_n_per_round, draw_entry_points
 from ..search.exhaustive import exhaustive_search
 from ..search.finite import NonFiniteScoreError
 from ..search.graph import graph_search
@@ -29,8 +29,6 @@ from .search_options import read_linear_queries
 
 logger = logging.getLogger(__name__)
 
-MIN_PER_ROUND = 250
-"""Default of ``n_per_round`` for small ``num_results``."""
 ENTRY_POINTS_PER_BUDGET = 2
 """With ``max_scored``, at most half of it is spent on random entry points."""
 
@@ -221,6 +219,7 @@ class BatchSearch:
         progress: Callable[[float], object],
     ) -> Results:
         device = scoring.resolve_device(self._options.device)
+        query_vectors = read_linear_queries(qnets) if qnets.spec.is_linear else qnets.query_vectors
         return surrogate_search(
             score,
             self._reader.vectors,
@@ -229,9 +228,10 @@ class BatchSearch:
             self._num_results,
             scan=self._open_scan() if device.type == "cpu" else None,
             device=device,
-            query_vectors=read_linear_queries(qnets) if qnets.spec.is_linear else qnets.query_vectors,
+            query_vectors=query_vectors,
             max_rounds=self._options.max_rounds,
-            n_per_round=self._options.n_per_round or max(MIN_PER_ROUND, self._num_results // 2),
+            n_per_round=self._options.n_per_round
+            or default_n_per_round(self._num_results, has_query_vector=query_vectors is not None),
             ridge=self._options.ridge,
             allowed=allowed,
             max_scored=self._options.max_scored,

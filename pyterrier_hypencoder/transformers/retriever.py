@@ -80,8 +80,8 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
             form several clusters.
         max_rounds: Maximum number of rounds of ``surrogate``. It stops earlier when the top documents no longer change. With
             fewer than 4 rounds, it does not detect q-nets that are too far from linear.
-        n_per_round: Number of documents that each round of ``surrogate`` scores. None uses half of ``num_results``, and at
-            least 250.
+        n_per_round: Number of documents that each round of ``surrogate`` scores. None uses 2.5 times ``num_results`` if the
+            model also produces a query vector, or else ``num_results``, and at least 250.
         ridge: Regularisation of the linear functions of ``surrogate``, relative to the mean variance of the vectors.
         ef_search: Number of candidates that ``hnsw`` keeps, at least ``num_results``. More candidates cost more time and
             find more of the best documents.
