@@ -142,8 +142,26 @@ def graph_search(
         search.
     """
     documents = Documents(score, vectors, n_queries, choose_search_device(device), allowed)
-    scores, docids = documents.score_entry_points(entry_points)
+    first = documents.score_entry_points(entry_points)
     k, n_candidates = min(k, len(documents)), min(n_candidates, len(documents))
+    return _walk(documents, neighbours, *first, k, n_candidates, max_iter, early_stop, variant, max_scored, progress)
+
+
+def _walk(
+    documents: Documents,
+    neighbours: Rows,
+    scores: Tensor,
+    docids: Tensor,
+    k: int,
+    n_candidates: int,
+    max_iter: int,
+    early_stop: bool,
+    variant: str,
+    max_scored: int | None,
+    progress: Callable[[int], object] | None,
+) -> Results:
+    """Walk over the graph from scored entry points (Q, n); the other arguments are those of :func:`graph_search`."""
+    n_queries = len(scores)
     width = max(n_candidates, k) if variant == "released" else n_candidates
     best = _make_empty(n_queries, k, documents.device)  # of all documents, which decide when to stop
     returned = _make_empty(n_queries, _count_returnable(documents, k), documents.device)  # of the allowed documents

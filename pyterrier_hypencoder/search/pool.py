@@ -43,6 +43,7 @@ class Pool:
         docids: (Q, n).
         last_yield: (Q,), the yield of the last round.
         n_rounds: (Q,), number of rounds that found new documents, the entry points included.
+        was_cut: (Q,), True if ``max_scored`` kept a round from scoring documents that it found.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Pool:
         self.scores, self.docids = scores, docids
         self.last_yield = torch.ones(len(scores), dtype=torch.float32, device=self.device)
         self.n_rounds = torch.ones(len(scores), dtype=torch.long, device=self.device)
+        self.was_cut = torch.zeros(len(scores), dtype=torch.bool, device=self.device)
         self.depth = depth
         self._n_initial = scores.shape[1]
         self._scan, self._ridge, self._allowed = scan, ridge, allowed
@@ -146,8 +148,9 @@ class Pool:
         first_new = seen.shape[1]
         for function in functions:
             values, docids = self._scan(function, -(-number // len(functions)), seen, allowed)
-            real = values != -torch.inf  # includes NaN, so a damaged vector is scored and reported
-            real &= real.cumsum(dim=1) <= budget
+            found = values != -torch.inf  # includes NaN, so a damaged vector is scored and reported
+            real = found & (found.cumsum(dim=1) <= budget)
+            self.was_cut[queries] |= (found & ~real).any(dim=1)
             budget = budget - real.sum(dim=1, keepdim=True)
             seen = torch.cat([seen, docids.masked_fill(~real, -1)], dim=1)
         return seen[:, first_new:]

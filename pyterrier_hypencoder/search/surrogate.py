@@ -32,6 +32,9 @@ ranks high. The check of the first round compares ranks of the random documents.
 is missed if the random documents contain none of it, for example if a q-net is linear except for a large bonus in a small
 region that the query vector points away from. The query then counts as converged. More entry points make this less likely:
 ``n_initial`` random documents miss a region that holds a share p of the collection with probability (1 - p) ** n_initial.
+
+**Memory.** Beside a scan and the vectors that are scored at a time (64 MiB each), a batch holds the scores and docids of all
+documents scored, and the vectors of one query as float32, three times (of several queries on a GPU, in 64 MiB).
 """
 
 from __future__ import annotations
@@ -89,11 +92,7 @@ def surrogate_search(
 ) -> Results:
     """Search with a batch of queries, which share each scan of the collection.
 
-    A q-net that is too far from linear is searched exhaustively. A warning with the number of these queries is logged.
-
-    Memory: beside a scan and the vectors that are scored at a time (64 MiB each), a batch holds the scores and docids of
-    all documents scored, and the vectors of one query as float32, three times. For 32 queries with 768 dimensions, 1,536
-    entry points and 1,000 results that is below 300 MB.
+    Q-nets that are too far from linear are searched exhaustively, and a warning with their number is logged.
 
     Args:
         score: Scorer of the q-nets of Q queries.
@@ -104,26 +103,23 @@ def surrogate_search(
         scan: Finds the documents with the largest values of a linear function; None for the exact scan.
         device: Device that computes the scores; None for the CPU.
         query_vectors: Linear functions of the first round, (Q, D); None to fit them to the entry points.
-        max_rounds: Maximum number of rounds. With fewer than :data:`FALLBACK_FROM_ROUND` rounds, no q-net counts as too
-            far from linear.
+        max_rounds: Maximum number of rounds. With fewer than :data:`FALLBACK_FROM_ROUND`, no query is searched exhaustively.
         n_per_round: Number of documents that a round scores per query.
         ridge: Strength of the regularisation; see :func:`~pyterrier_hypencoder.search.fit.fit_linear`.
         allowed: For every query the docids that may be returned, or None for all documents. Rounds score no others.
-        max_scored: Maximum number of documents that a query scores, which the entry points must not exceed; None for no
-            limit.
-        defer_fallback: If True, ``fell_back`` marks queries that the caller must search exhaustively, and nothing is logged.
+        max_scored: Maximum number of documents that a query scores, the entry points included; None for no limit.
+        defer_fallback: If True, only mark the queries in ``fell_back``. The caller searches them exhaustively.
         progress: Called after each round with the number of queries that it finished.
 
     Returns:
         The k best documents found per query. The statistics contain ``last_yield``, ``fell_back``, which is True if the query
         was searched exhaustively, and ``converged``, which is False if it ran out of rounds or of documents to score.
     """
-    filters = make_allowed(allowed, choose_search_device(device))
     documents = Documents(score, vectors, n_queries, choose_search_device(device))
-    first = documents.score_entry_points(entry_points)
+    filters = make_allowed(allowed, documents.device)
     pool = Pool(
         documents,
-        *first,
+        *documents.score_entry_points(entry_points),
         make_exact_scan(vectors) if scan is None else scan,
         depth=max(MIN_DEPTH, min(k, MAX_DEPTH, n_per_round)),
         ridge=ridge,
@@ -132,11 +128,8 @@ def surrogate_search(
         max_scored=max_scored,
     )
     failed = _run_rounds(pool, query_vectors, k, max_rounds, n_per_round, progress)
-    failed &= _can_fall_back(documents, filters, max_scored)
-    results = _make_results(pool, failed, k)
-    if defer_fallback or not bool(failed.any()):
-        return results
-    return _fall_back(results, failed.nonzero()[:, 0].tolist(), score, vectors, k, allowed)
+    results = _make_results(pool, failed & _can_fall_back(documents, filters, max_scored), k)
+    return results if defer_fallback else _fall_back(results, score, vectors, k, allowed)
 
 
 def _run_rounds(
@@ -199,19 +192,15 @@ def _make_results(pool: Pool, failed: Tensor, k: int) -> Results:
         n_rounds=pool.n_rounds,
         last_yield=pool.last_yield,
         fell_back=failed,
-        converged=failed | (pool.last_yield < CONVERGED_BELOW),
+        converged=failed | ((pool.last_yield < CONVERGED_BELOW) & ~pool.was_cut),
     )
 
 
-def _fall_back(
-    results: Results,
-    failed: list[int],
-    score: Scorer,
-    vectors: Rows,
-    k: int,
-    allowed: Sequence[np.ndarray | None] | None,
-) -> Results:
-    """Search some queries exhaustively."""
+def _fall_back(results: Results, score: Scorer, vectors: Rows, k: int, allowed: Sequence[np.ndarray | None] | None) -> Results:
+    """Search the queries exhaustively that are marked in ``fell_back``."""
+    failed = np.flatnonzero(results.stats["fell_back"]).tolist()
+    if not failed:
+        return results
     message = "surrogate search: %d of %d q-nets are too far from linear, so they score all documents"
     logger.warning(message, len(failed), len(results.docids))
     filters = None if allowed is None else [allowed[q] for q in failed]

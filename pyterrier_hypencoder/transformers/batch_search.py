@@ -173,11 +173,12 @@ class BatchSearch:
         return fewest >= n_allowed
 
     def _search_hnsw(self, qnets: QNets, score: scoring.Scorer, allowed: Sequence[np.ndarray | None]) -> Results:
+        query_vectors = read_linear_queries(qnets)  # first: without them, an inner-product index is of no use
         results = hnsw_search(
             self._open_inner_product_index().find,
             score,
             self._reader.vectors,
-            read_linear_queries(qnets),
+            query_vectors,
             self._num_results,
             ef_search=self._options.ef_search,
             allowed=allowed,
