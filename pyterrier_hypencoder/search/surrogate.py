@@ -27,14 +27,15 @@ Q-nets with an inner-product skip have a query vector, which is the linear funct
 after that round if the query vector already ranks the documents like the q-net does. From the third round on, several
 functions are fitted, each to the neighbourhood of some of the best documents.
 
-**What the search cannot see.** The yield only sees documents that were scored: random ones, and those that a linear function
-ranks high. The check of the first round compares ranks of the random documents. So a separate cluster of relevant documents
-is missed if the random documents contain none of it, for example if a q-net is linear except for a large bonus in a small
-region that the query vector points away from. The query then counts as converged. More entry points make this less likely:
-``n_initial`` random documents miss a region that holds a share p of the collection with probability (1 - p) ** n_initial.
+**Limits of the check.** The yield only sees documents that were scored: random ones, and those that a linear function ranks
+high. The check of the first round compares ranks of the random documents. If they contain nothing of a separate cluster of
+relevant documents, the cluster can be missed, and the query still counts as converged. An example is a q-net that is linear
+except for a large bonus in a small region that the query vector points away from. More entry points make this less likely:
+``n_initial`` random documents miss a region with a share p of the collection with probability (1 - p) ** n_initial.
 
-**Memory.** Beside a scan and the vectors that are scored at a time (64 MiB each), a batch holds the scores and docids of all
-documents scored, and the vectors of one query as float32, three times (of several queries on a GPU, in 64 MiB).
+**Memory.** A scan and the vectors that are scored at a time take 64 MiB each. The vectors of one query are in memory as
+float32, three times; on a GPU those of several queries, in 64 MiB. A batch also holds the scores and docids of all documents
+that its queries have scored.
 """
 
 from __future__ import annotations
