@@ -11,7 +11,7 @@ import torch
 
 from pyterrier_hypencoder import PRESETS, HypencoderIndex, HypencoderRetriever, QNets, scoring
 from pyterrier_hypencoder.index.neighbour_graph import DEFAULT_NEIGHBOURS
-from pyterrier_hypencoder.search.entry_points import default_n_initial, draw_entry_points
+from pyterrier_hypencoder.search.entry_points import default_n_initial, default_n_per_round, draw_entry_points
 from pyterrier_hypencoder.search.exhaustive import exhaustive_search
 from pyterrier_hypencoder.search.graph import graph_search
 from pyterrier_hypencoder.search.results import Results
@@ -180,7 +180,7 @@ class SearchSettings:
         base = {
             "scan": "product",
             "n_initial": default_n_initial(self.index.vec_size, has_query_vector=self.qnets.query_vectors is not None),
-            "n_per_round": max(250, self.k // 2),
+            "n_per_round": default_n_per_round(self.k, has_query_vector=self.qnets.query_vectors is not None),
             "max_rounds": DEFAULTS.max_rounds,
         }
         options: list[dict[str, Any]] = [base, base | {"scan": "index"}]

@@ -22,6 +22,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from ..search.allowed import Allowed
 from ..search.hnsw import VECTORS_PER_VISIT
 from .checksums import TABLE_KEY, check_file, has_checksums, make_table
 from .distinct import DistinctVectors
@@ -76,39 +77,46 @@ class InnerProductIndex:
     def __repr__(self) -> str:
         return f"InnerProductIndex({self._doc_count:,} documents, {_FACTORY})"
 
-    def is_worth_it(self, n_queries: int, k: int, seen: Tensor) -> bool:
+    def is_worth_it(self, n_queries: int, k: int, seen: Tensor, allowed: Allowed | None = None) -> bool:
         """Return True if a search should take less time than a product with all vectors.
 
         A product is shared by all queries of a batch. A search visits documents per query, and more of them if many were
-        seen.
+        seen or are not allowed.
 
         Args:
             n_queries: Number of queries in the batch.
             k: Number of documents per query.
-            seen: Documents to leave out, (Q, N).
+            seen: Docids to leave out, (Q, n); -1 marks a place without a document.
+            allowed: The documents that each query may return; None for all documents.
         """
-        return VECTORS_PER_VISIT * n_queries * self._count_visits(k, seen) <= self._doc_count
+        return VECTORS_PER_VISIT * n_queries * self._count_visits(k, seen, allowed) <= self._doc_count
 
-    def _count_visits(self, k: int, seen: Tensor) -> int:
-        """Return the number of documents to look at, because all seen ones may be among the best."""
-        return min(k + int(seen.sum(dim=1).max()), self._doc_count)
+    def _count_visits(self, k: int, seen: Tensor, allowed: Allowed | None) -> int:
+        """Return the number of documents to look at, because all that are left out may be among the best."""
+        left_out = (seen >= 0).sum(dim=1).cpu()
+        if allowed is not None:
+            left_out += self._doc_count - allowed.count(self._doc_count)
+        return min(k + int(left_out.max()), self._doc_count)
 
-    def __call__(self, queries: Tensor, k: int, seen: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, functions: Tensor, k: int, seen: Tensor, allowed: Allowed | None = None) -> tuple[Tensor, Tensor]:
         """Return the documents with the largest inner products; see :class:`pyterrier_hypencoder.search.scan.Scan`."""
         import faiss
 
-        k, width = min(k, self._doc_count), self._count_visits(k, seen)
-        functions = queries.float().cpu().numpy()  # (Q, D)
+        k, width = min(k, self._doc_count), self._count_visits(k, seen, allowed)
+        arrays = functions.float().cpu().numpy()  # (Q, D)
         parameters: Any = faiss.SearchParametersHNSW(efSearch=width)  # type: ignore[attr-defined]
-        products, groups = self._index.search(functions, min(width, self._index.ntotal), params=parameters)
-        products += functions @ self._mean[:, None]
-        values = np.full((len(queries), width), -np.inf, np.float32)
-        docids = np.zeros((len(queries), width), np.int64)
-        for q in range(len(queries)):
+        products, groups = self._index.search(arrays, min(width, self._index.ntotal), params=parameters)
+        products += arrays @ self._mean[:, None]
+        values = np.full((len(arrays), width), -np.inf, np.float32)
+        docids = np.zeros((len(arrays), width), np.int64)
+        for q in range(len(arrays)):
             ids, places = self._list_documents(groups[q][groups[q] >= 0], width)
             values[q, : len(ids)], docids[q, : len(ids)] = products[q][places], ids
-        all_values, all_docids = (torch.from_numpy(part).to(queries.device) for part in (values, docids))
-        best = all_values.masked_fill(seen.gather(1, all_docids), -torch.inf).topk(k, dim=1)
+            values[q, np.isin(docids[q], seen[q].cpu().numpy())] = -np.inf
+        all_values, all_docids = (torch.from_numpy(part).to(functions.device) for part in (values, docids))
+        if allowed is not None:
+            all_values = allowed.apply_to(all_values, all_docids)
+        best = all_values.topk(k, dim=1)
         return best.values, all_docids.gather(1, best.indices)
 
     def find(self, queries: Tensor, k: int, ef_search: int, allowed: np.ndarray | None = None) -> list[np.ndarray]:

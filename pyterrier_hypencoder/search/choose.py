@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 ALGORITHMS = ("auto", "exhaustive", "graph", "surrogate", "hnsw")
 EXHAUSTIVE_IF_LINEAR = ("graph", "surrogate")
-"""Algorithms that score all documents if q-nets are single vectors: approximating an inner product cannot be faster."""
+"""Algorithms that score all documents if q-nets are single vectors and ``max_scored`` allows it. Approximating an inner
+product would not be faster."""
 
 EXHAUSTIVE_UP_TO = 20_000
 """Number of allowed documents up to which a CPU scores all of them."""
@@ -40,6 +41,7 @@ class Situation:
         has_graph: True if the index has a neighbour graph.
         has_inner_product_index: True if the index has an inner-product index, which makes surrogate search faster.
         on_gpu: True if q-nets are evaluated on a GPU.
+        max_scored: Maximum number of documents that a query may score; None for no limit.
     """
 
     n_allowed: int
@@ -50,6 +52,12 @@ class Situation:
     has_graph: bool
     has_inner_product_index: bool
     on_gpu: bool
+    max_scored: int | None = None
+
+    @property
+    def may_score_all(self) -> bool:
+        """True if a query may score all allowed documents."""
+        return self.max_scored is None or self.n_allowed <= self.max_scored
 
 
 @dataclass(frozen=True)
@@ -62,24 +70,29 @@ class Rule:
 
 
 RULES = (
-    Rule("exhaustive", lambda s: s.is_linear, "q-nets are single vectors, so one matrix product scores all documents"),
     Rule(
         "exhaustive",
-        lambda s: s.n_allowed <= (EXHAUSTIVE_UP_TO_ON_GPU if s.on_gpu else EXHAUSTIVE_UP_TO),
+        lambda s: s.may_score_all and s.is_linear,
+        "q-nets are single vectors, so one matrix product scores all documents",
+    ),
+    Rule(
+        "exhaustive",
+        lambda s: s.may_score_all and s.n_allowed <= (EXHAUSTIVE_UP_TO_ON_GPU if s.on_gpu else EXHAUSTIVE_UP_TO),
         "few documents are allowed",
     ),
     Rule(
         "exhaustive",
-        lambda s: s.n_allowed <= EXHAUSTIVE_UP_TO_PER_RESULT * s.num_results,
+        lambda s: s.may_score_all and s.n_allowed <= EXHAUSTIVE_UP_TO_PER_RESULT * s.num_results,
         "a tenth of the allowed documents or more are requested as results",
     ),
+    Rule("surrogate", lambda s: s.is_linear, "q-nets are single vectors, and max_scored forbids to score all documents"),
     Rule("surrogate", lambda s: s.has_entry_points, "entry points were given"),
     Rule(
         "graph",
         lambda s: s.doc_count > GRAPH_ABOVE and s.has_graph and not s.has_inner_product_index and not s.on_gpu,
         "the collection is large, the device is a CPU, and the index has a neighbour graph but no inner-product index",
     ),
-    Rule("surrogate", lambda s: True, "many documents are allowed"),
+    Rule("surrogate", lambda s: True, "many documents are allowed, or max_scored forbids to score all of them"),
 )
 """The rules in order; the first one whose condition holds decides."""
 
@@ -94,6 +107,7 @@ def choose_algorithm(
     has_graph: bool,
     has_inner_product_index: bool,
     on_gpu: bool,
+    max_scored: int | None = None,
 ) -> Choice:
     """Choose the algorithm for ``algorithm="auto"``.
 
@@ -119,6 +133,7 @@ def choose_algorithm(
         has_graph=has_graph,
         has_inner_product_index=has_inner_product_index,
         on_gpu=on_gpu,
+        max_scored=max_scored,
     )
     rule = next(rule for rule in RULES if rule.condition(situation))
     return Choice(rule.algorithm, rule.reason)

@@ -175,17 +175,3 @@ class Documents:
         return scores if self.allowed is None else self.allowed.apply_to(scores, docids)
 
     # Surrogate search still needs these two. They take memory for every pair of a query and a document.
-
-    @property
-    def seen(self) -> Tensor:
-        """(Q, N), True for documents that a query has seen."""
-        queries = torch.arange(len(self.n_scored), device=self.device).unsqueeze(1)
-        return self._seen.contains(queries, torch.arange(len(self), device=self.device))
-
-    @property
-    def excluded(self) -> Tensor | None:
-        """(Q, N), True for documents that a query must not return; None if there is no filter."""
-        if self.allowed is None:
-            return None
-        no_scores = torch.zeros(len(self.n_scored), len(self), dtype=torch.float32, device=self.device)
-        return self.allowed.apply(no_scores, 0) == -torch.inf

@@ -1,4 +1,4 @@
-"""Entry points: the random documents that graph and surrogate search score first."""
+"""Entry points: the random documents that graph and surrogate search score first, and default numbers of documents."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ SEED = 43
 _MIN_INITIAL = 1024
 _INITIAL_PER_DIMENSION = 2
 _INITIAL_WITH_QUERY_VECTOR = 256
+_MIN_PER_ROUND = 250
 
 
 def draw_entry_points(n_docs: int, number: int, seed: int = SEED) -> np.ndarray:
@@ -53,3 +54,16 @@ def default_n_initial(vec_size: int, *, has_query_vector: bool) -> int:
     if has_query_vector:
         return _INITIAL_WITH_QUERY_VECTOR
     return max(_MIN_INITIAL, _INITIAL_PER_DIMENSION * vec_size)
+
+
+def default_n_per_round(num_results: int, *, has_query_vector: bool) -> int:
+    """Return how many documents each round of surrogate search scores by default.
+
+    If the query vector ranks like the q-net, a first round of 2.5 times the number of results finds them all, and the search
+    ends. Other q-nets need several rounds, which are smaller.
+
+    Args:
+        num_results: Number of results per query.
+        has_query_vector: If True, the q-nets have an inner-product skip, whose vector is the first linear function.
+    """
+    return max(_MIN_PER_ROUND, 5 * num_results // 2 if has_query_vector else num_results)

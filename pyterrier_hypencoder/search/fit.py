@@ -19,8 +19,8 @@ _RANK_DECAY = 4.0
 def fit_linear(vectors: Tensor, scores: Tensor, ridge: float, emphasis: Tensor | None = None) -> Tensor:
     """Fit one linear function per query that ranks the documents like their scores do.
 
-    The targets are the normal scores of the ranks, so a monotone transformation of the scores changes nothing. Weights
-    fall with the rank, because the top of the ranking matters most.
+    The targets are the normal scores of the ranks, so a monotone transformation of the scores changes nothing, and equal
+    scores have equal targets. Weights fall with the rank, because the top of the ranking matters most.
 
     Args:
         vectors: Vectors of scored documents, (Q, n, D).
@@ -33,7 +33,7 @@ def fit_linear(vectors: Tensor, scores: Tensor, ridge: float, emphasis: Tensor |
     """
     target, weight = _rank_targets(scores, emphasis)
     centre = torch.einsum("qn,qnd->qd", weight, vectors).unsqueeze(1)
-    rows = (vectors - centre) * weight.sqrt().unsqueeze(-1)
+    rows = (vectors - centre).mul_(weight.sqrt().unsqueeze(-1))
     gram = rows.transpose(1, 2) @ rows  # (Q, D, D)
     moment = torch.einsum("qnd,qn->qd", rows, weight.sqrt() * target)
     variance = gram.diagonal(dim1=1, dim2=2).mean(dim=1).clamp(min=1e-12)
@@ -53,16 +53,24 @@ def fit_parts(vectors: Tensor, scores: Tensor, ridge: float) -> list[Tensor]:
         Linear functions, four tensors (Q, D).
     """
     directions = F.normalize(vectors, dim=-1)
-    best = scores.topk(min(_CENTRES_FROM_BEST, scores.shape[1]), dim=1).indices
+    best = scores.sort(dim=1, descending=True, stable=True).indices[:, :_CENTRES_FROM_BEST]
     leaders = directions.gather(1, best.unsqueeze(-1).expand(-1, -1, vectors.shape[-1]))  # (Q, 100, D)
     share = (_PART_SHARPNESS * directions @ _find_centres(leaders).transpose(1, 2)).softmax(dim=2)
     return [fit_linear(vectors, scores, ridge, share[:, :, part]) for part in range(_N_PARTS)]
 
 
 def rank_scores(scores: Tensor) -> Tensor:
-    """Return the rank of every score in its row, from 0 for the best one, (Q, n)."""
-    order = scores.argsort(dim=1, descending=True, stable=True)
-    return torch.empty_like(order).scatter_(1, order, torch.arange(scores.shape[1], device=scores.device).expand_as(order))
+    """Return the rank of every score in its row, from 0 for the best one, (Q, n) float32.
+
+    Equal scores share the mean of their ranks (mid-ranks), so ranks do not depend on the order of the documents.
+
+    Example:
+        >>> rank_scores(torch.tensor([[1.0, 5.0, 1.0]])).tolist()
+        [[1.5, 0.0, 1.5]]
+    """
+    ascending = scores.sort(dim=1).values
+    first, last = (torch.searchsorted(ascending, scores.contiguous(), right=right) for right in (False, True))
+    return (scores.shape[1] - last).float() + ((last - first).float() - 1) / 2
 
 
 def correlate_ranks(scores: Tensor, others: Tensor) -> Tensor:
@@ -82,7 +90,7 @@ def _rank_targets(scores: Tensor, emphasis: Tensor | None) -> tuple[Tensor, Tens
     """Return the centred normal scores of the ranks and the weights of the documents, both (Q, n)."""
     real = scores > -torch.inf
     counts = real.sum(dim=1, keepdim=True).clamp(min=1).float()  # a quotient of integers has the user's default dtype
-    ranks = rank_scores(scores).float()
+    ranks = rank_scores(scores)
     target = -torch.special.ndtri(((ranks + 0.5) / counts).clamp(max=1 - 1e-6))
     weight = torch.exp(-_RANK_DECAY * ranks / counts) * real
     weight = weight if emphasis is None else weight * emphasis

@@ -114,6 +114,8 @@ def graph_search(
     early_stop: bool = True,
     variant: str = "released",
     allowed: Sequence[np.ndarray | None] | None = None,
+    max_scored: int | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Results:
     """Search with a batch of queries, round by round for all of them.
 
@@ -131,18 +133,42 @@ def graph_search(
         variant: See :data:`VARIANTS`.
         allowed: For every query the docids that may be returned, or None for all documents. The search still passes
             through the other documents, and stops when it would stop without a filter.
+        max_scored: Maximum number of documents that a query scores, which the entry points must not exceed; None for no
+            limit.
+        progress: Called after each round with the number of queries that it finished.
 
     Returns:
-        The k best documents found per query.
+        The k best documents found per query. The statistic ``converged`` is False if ``max_iter`` or ``max_scored`` ended the
+        search.
     """
     documents = Documents(score, vectors, n_queries, choose_search_device(device), allowed)
-    scores, docids = documents.score_entry_points(entry_points)
+    first = documents.score_entry_points(entry_points)
     k, n_candidates = min(k, len(documents)), min(n_candidates, len(documents))
+    return _walk(documents, neighbours, *first, k, n_candidates, max_iter, early_stop, variant, max_scored, progress)
+
+
+def _walk(
+    documents: Documents,
+    neighbours: Rows,
+    scores: Tensor,
+    docids: Tensor,
+    k: int,
+    n_candidates: int,
+    max_iter: int,
+    early_stop: bool,
+    variant: str,
+    max_scored: int | None,
+    progress: Callable[[int], object] | None,
+) -> Results:
+    """Walk over the graph from scored entry points (Q, n); the other arguments are those of :func:`graph_search`."""
+    n_queries = len(scores)
     width = max(n_candidates, k) if variant == "released" else n_candidates
     best = _make_empty(n_queries, k, documents.device)  # of all documents, which decide when to stop
     returned = _make_empty(n_queries, _count_returnable(documents, k), documents.device)  # of the allowed documents
     active = torch.ones(n_queries, dtype=torch.bool, device=documents.device)
     n_rounds = torch.zeros(n_queries, dtype=torch.long, device=documents.device)
+    over_budget = torch.zeros_like(active)
+    n_active = n_queries
     for number in range(max_iter):
         active &= (scores > -torch.inf).any(dim=1)
         n_rounds += active
@@ -154,11 +180,21 @@ def graph_search(
             returned = _merge(returned, allowed_only, returned[0].shape[1])
         if early_stop:
             active &= offered[0][:, 0] > worst if variant == "released" else offered[0][:, 0] >= worst
+        if progress is not None:
+            progress(n_active - int(active.sum()))
+            n_active = int(active.sum())
         if number + 1 == max_iter or not bool(active.any()):
             break
-        scores, docids = _expand(documents, neighbours, active, *(rows[:, :n_candidates] for rows in offered))
+        new = _find_unseen(documents, neighbours, active, *(rows[:, :n_candidates] for rows in offered))
+        if max_scored is not None:
+            new, is_over = _cut_to_budget(documents, *new, max_scored)
+            over_budget |= is_over
+        scores, docids = documents.score(*new)
     return Results.from_tensors(
-        *(best if documents.allowed is None else returned), n_scored=documents.n_scored, n_rounds=n_rounds
+        *(best if documents.allowed is None else returned),
+        n_scored=documents.n_scored,
+        n_rounds=n_rounds,
+        converged=~active & ~over_budget,
     )
 
 
@@ -173,11 +209,24 @@ def _count_returnable(documents: Documents, k: int) -> int:
     return k if documents.allowed is None else min(k, int(documents.allowed.count(len(documents)).max()))
 
 
-def _expand(documents: Documents, neighbours: Rows, active: Tensor, scores: Tensor, docids: Tensor) -> tuple[Tensor, Tensor]:
-    """Score the unseen neighbours of documents (Q, n) of the active queries (Q,)."""
+def _find_unseen(
+    documents: Documents, neighbours: Rows, active: Tensor, scores: Tensor, docids: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the unseen neighbours of documents (Q, n) of the active queries (Q,): queries and docids, (M,)."""
     queries, columns = ((scores > -torch.inf) & active.unsqueeze(1)).nonzero(as_tuple=True)
     found = take_rows(neighbours, docids[queries, columns]).to(documents.device, torch.long)  # (M, g)
-    return documents.score(*documents.mark_seen(queries.repeat_interleave(found.shape[1]), found.flatten()))
+    return documents.mark_seen(queries.repeat_interleave(found.shape[1]), found.flatten())
+
+
+def _cut_to_budget(
+    documents: Documents, queries: Tensor, docids: Tensor, max_scored: int
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Return the first documents (M,) of every query that it may still score, and which queries had more, (Q,)."""
+    counts = torch.bincount(queries, minlength=len(documents.n_scored))
+    budget = (max_scored - documents.n_scored).clamp(min=0)
+    places = torch.arange(len(queries), device=queries.device) - (counts.cumsum(0) - counts)[queries]
+    kept = places < budget[queries]
+    return (queries[kept], docids[kept]), counts > budget
 
 
 def _merge(best: tuple[Tensor, Tensor], offered: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:

@@ -40,6 +40,7 @@ def hnsw_search(
     *,
     ef_search: int = EF_SEARCH,
     allowed: Sequence[np.ndarray | None] | None = None,
+    max_scored: int | None = None,
 ) -> Results:
     """Search with a batch of query vectors.
 
@@ -51,6 +52,7 @@ def hnsw_search(
         k: Number of results per query.
         ef_search: Number of candidates that HNSW keeps, at least k.
         allowed: For every query the docids that may be returned, or None for all documents.
+        max_scored: Maximum number of documents that a query scores; None for no limit.
 
     Returns:
         The k best documents found per query. ``n_scored`` counts documents whose score was computed from the stored vectors,
@@ -58,7 +60,10 @@ def hnsw_search(
     """
     _check_queries(query_vectors)
     filters = [None] * len(query_vectors) if allowed is None else list(allowed)
-    n_docs, ef_search = len(vectors), int(max(ef_search, k))
+    n_docs = len(vectors)
+    limit = n_docs if max_scored is None else max_scored
+    k = min(k, limit)
+    ef_search = int(max(ef_search, k))
     groups: dict[int, list[int]] = {}  # queries that share a filter, or have none, are searched together
     for q, ids in enumerate(filters):
         groups.setdefault(id(ids), []).append(q)
@@ -68,7 +73,8 @@ def hnsw_search(
         ids = filters[queries[0]]
         n_visits = ef_search if ids is None else -(-ef_search * n_docs // max(1, len(ids)))
         try:
-            if n_visits >= n_docs if ids is None else VECTORS_PER_VISIT * n_visits >= len(ids):
+            n_allowed = n_docs if ids is None else len(ids)
+            if n_allowed <= limit and (VECTORS_PER_VISIT if ids is not None else 1) * n_visits >= n_allowed:
                 found = exhaustive_search(score.select(queries), vectors, len(queries), k, allowed=[ids] * len(queries))
             else:
                 part = query_vectors[queries]

@@ -54,6 +54,10 @@ class Results:
             stats[name] = np.concatenate(parts) if parts else np.empty(0)
         return Results(self.docids + others.docids, self.scores + others.scores, stats)
 
+    def add(self, **stats: np.ndarray) -> Results:
+        """Return the results with further statistics, each (Q,)."""
+        return Results(self.docids, self.scores, self.stats | stats)
+
     def select(self, queries: Sequence[int]) -> Results:
         """Return the results of some queries, in the given order."""
         stats = {name: values[queries] for name, values in self.stats.items()}

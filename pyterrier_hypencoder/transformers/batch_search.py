@@ -16,7 +16,7 @@ from ..index.reader import IndexReader
 from ..qnet import QNets
 from ..scoring.rows import Rows
 from ..search.choose import EXHAUSTIVE_IF_LINEAR, choose_algorithm
-from ..search.entry_points import default_n_initial, draw_entry_points
+from ..search.entry_points import default_n_initial, default_n_per_round, draw_entry_points
 from ..search.exhaustive import exhaustive_search
 from ..search.finite import NonFiniteScoreError
 from ..search.graph import graph_search
@@ -30,8 +30,8 @@ from .search_options import read_linear_queries
 
 logger = logging.getLogger(__name__)
 
-MIN_PER_ROUND = 250
-"""Default of ``n_per_round`` for small ``num_results``."""
+ENTRY_POINTS_PER_BUDGET = 2
+"""With ``max_scored``, at most half of it is spent on random entry points."""
 
 
 class BatchSearch:
@@ -41,10 +41,12 @@ class BatchSearch:
         retriever: The retriever, whose options are used. It keeps what is opened for later batches.
         reader: The index.
         num_results: Number of results per query, which may differ from the retriever's option.
+        algorithm: The algorithm; None for the retriever's option.
     """
 
-    def __init__(self, retriever: Any, reader: IndexReader, num_results: int) -> None:
+    def __init__(self, retriever: Any, reader: IndexReader, num_results: int, algorithm: str | None = None) -> None:
         self._options = retriever
+        self._algorithm = retriever.algorithm if algorithm is None else algorithm
         self._reader = reader
         self._num_results = num_results
         self._open = retriever._open
@@ -54,7 +56,7 @@ class BatchSearch:
         batch: pd.DataFrame,
         allowed: Sequence[np.ndarray | None],
         candidates: list[list[str]] | None,
-        progress: Callable[[int], object],
+        progress: Callable[[float], object],
     ) -> Results:
         """Search for one batch.
 
@@ -62,7 +64,10 @@ class BatchSearch:
             batch: One row per query.
             allowed: For every query the ascending docids that may be returned, or None for all documents.
             candidates: For each query docnos to start from, or None.
-            progress: Called with the number of documents that were scored for all queries.
+            progress: Called with the number of queries that are finished, or with fractions of it.
+
+        Returns:
+            The results. ``fell_back`` marks queries that the caller must search exhaustively.
 
         Raises:
             ValueError: If an option or a query is not valid, or a score is NaN or infinite.
@@ -80,21 +85,20 @@ class BatchSearch:
         qnets: QNets,
         allowed: Sequence[np.ndarray | None],
         candidates: list[list[str]] | None,
-        progress: Callable[[int], object],
+        progress: Callable[[float], object],
     ) -> Results:
         score = scoring.make_scorer(qnets, device=self._options.device, precision=self._options.precision)
         n_allowed = count_allowed(allowed, self._reader.doc_count)
         algorithm = self._choose_algorithm(qnets, n_allowed, candidates is not None)
         if algorithm == "hnsw":
-            vectors, find = read_linear_queries(qnets), self._open_inner_product_index().find
-            k, ef_search = self._num_results, self._options.ef_search
-            return hnsw_search(find, score, self._reader.vectors, vectors, k, ef_search=ef_search, allowed=allowed)
+            return self._search_hnsw(qnets, score, allowed)
         if algorithm != "exhaustive":
             entry_points = self._find_entry_points(qnets, candidates, algorithm)
             if not self._covers_all(entry_points, n_allowed):
                 search = self._search_graph if algorithm == "graph" else self._search_surrogate
-                return search(qnets, score, entry_points, allowed)
-        return exhaustive_search(
+                return search(qnets, score, entry_points, allowed, progress)
+        self._check_budget(n_allowed)
+        results = exhaustive_search(
             score,
             self._get_vectors(),
             len(qnets),
@@ -102,19 +106,30 @@ class BatchSearch:
             first_pass=scoring.make_first_pass(qnets, device=self._options.device, precision=self._options.precision),
             device=scoring.resolve_device(self._options.device),
             allowed=allowed,
-            progress=progress,
+            progress=lambda n_docs: progress(n_docs * len(qnets) / max(1, n_allowed)),
         )
+        return results.add(converged=np.ones(len(qnets), dtype=bool))
+
+    def _check_budget(self, n_allowed: int) -> None:
+        """Check that exhaustive search keeps within ``max_scored``."""
+        budget = self._options.max_scored
+        if budget is not None and n_allowed > budget:
+            raise ValueError(
+                f"max_scored must be at least {n_allowed} for exhaustive search, which scores all allowed documents, got "
+                f"{budget}. Set algorithm='auto', 'surrogate' or 'graph', or a larger max_scored."
+            )
 
     def _get_vectors(self) -> Rows:
         """Return the vectors where q-nets are evaluated, if they fit there."""
         return self._reader.get_vectors(scoring.resolve_device(self._options.device))
 
     def _choose_algorithm(self, qnets: QNets, n_allowed: int, has_candidates: bool) -> str:
-        if qnets.spec.is_linear and self._options.algorithm in EXHAUSTIVE_IF_LINEAR:
-            logger.info("algorithm=%r: q-nets are single vectors, so the search is exhaustive", self._options.algorithm)
+        budget = self._options.max_scored
+        if qnets.spec.is_linear and self._algorithm in EXHAUSTIVE_IF_LINEAR and (budget is None or n_allowed <= budget):
+            logger.info("algorithm=%r: q-nets are single vectors, so the search is exhaustive", self._algorithm)
             return "exhaustive"
-        if self._options.algorithm != "auto":
-            return self._options.algorithm
+        if self._algorithm != "auto":
+            return self._algorithm
         choice = choose_algorithm(
             n_allowed=n_allowed,
             num_results=self._num_results,
@@ -124,6 +139,7 @@ class BatchSearch:
             has_graph=has_graph(self._reader, self._options.graph_k),
             has_inner_product_index=self._has_inner_product_index(),
             on_gpu=scoring.resolve_device(self._options.device).type == "cuda",
+            max_scored=budget,
         )
         logger.info("algorithm='auto' chooses %s for %d documents: %s", choice.algorithm, n_allowed, choice.reason)
         return choice.algorithm
@@ -131,30 +147,51 @@ class BatchSearch:
     def _find_entry_points(
         self, qnets: QNets, candidates: list[list[str]] | None, algorithm: str
     ) -> np.ndarray | list[np.ndarray]:
-        """Return docids that all queries share, or one array per query."""
+        """Return docids that all queries share, or one array per query, at most ``max_scored`` of them."""
         if algorithm == "graph":
             number = self._options.initial_candidates
         elif self._options.n_initial is not None:
             number = self._options.n_initial
         else:
-            number = default_n_initial(self._reader.vec_size, has_query_vector=qnets.query_vectors is not None)
+            has_query_vector = qnets.spec.is_linear or qnets.query_vectors is not None
+            number = default_n_initial(self._reader.vec_size, has_query_vector=has_query_vector)
+        budget = self._reader.doc_count if self._options.max_scored is None else int(self._options.max_scored)
+        if self._options.max_scored is not None:
+            number = min(number, max(1, budget // ENTRY_POINTS_PER_BUDGET))
         random = draw_entry_points(self._reader.doc_count, number, self._options.seed)
-        add_random = algorithm == "surrogate"
+        given: list[np.ndarray] | None = None
         if candidates is not None:
-            per_query = [self._reader.docnos.require(docnos) for docnos in candidates]
-            return [np.union1d(docids, random) if add_random else np.unique(docids) for docids in per_query]
-        if self._options.entry_points is None:
+            given = [_drop_repeated(self._reader.docnos.require(docnos))[:budget] for docnos in candidates]
+        elif self._options.entry_points is not None:
+            given = [_drop_repeated(self._reader.docnos.require(list(self._options.entry_points)))[:budget]]
+        if given is None:
             return random
-        docids = np.unique(self._reader.docnos.require(list(self._options.entry_points)))
-        return np.union1d(docids, random) if add_random else docids
+        if algorithm == "surrogate":
+            given = [np.union1d(docids, np.setdiff1d(random, docids)[: budget - len(docids)]) for docids in given]
+        given = [np.sort(docids) for docids in given]
+        return given if candidates is not None else given[0]
 
     def _covers_all(self, entry_points: np.ndarray | list[np.ndarray], n_allowed: int) -> bool:
         """Return True if every query has at least as many entry points as there are allowed documents."""
         fewest = len(entry_points) if isinstance(entry_points, np.ndarray) else min(map(len, entry_points))
         if fewest >= n_allowed:
             message = "algorithm=%r: %d entry points cover all allowed documents, so all %d are scored"
-            logger.info(message, self._options.algorithm, fewest, n_allowed)
+            logger.info(message, self._algorithm, fewest, n_allowed)
         return fewest >= n_allowed
+
+    def _search_hnsw(self, qnets: QNets, score: scoring.Scorer, allowed: Sequence[np.ndarray | None]) -> Results:
+        query_vectors = read_linear_queries(qnets)  # first: without them, an inner-product index is of no use
+        results = hnsw_search(
+            self._open_inner_product_index().find,
+            score,
+            self._reader.vectors,
+            query_vectors,
+            self._num_results,
+            ef_search=self._options.ef_search,
+            allowed=allowed,
+            max_scored=self._options.max_scored,
+        )
+        return results.add(converged=np.ones(len(qnets), dtype=bool))
 
     def _search_graph(
         self,
@@ -162,6 +199,7 @@ class BatchSearch:
         score: scoring.Scorer,
         entry_points: np.ndarray | list[np.ndarray],
         allowed: Sequence[np.ndarray | None],
+        progress: Callable[[float], object],
     ) -> Results:
         device = scoring.resolve_device(self._options.device)
         return graph_search(
@@ -177,6 +215,8 @@ class BatchSearch:
             early_stop=self._options.early_stop,
             variant=self._options.variant,
             allowed=allowed,
+            max_scored=self._options.max_scored,
+            progress=progress,
         )
 
     def _search_surrogate(
@@ -185,8 +225,10 @@ class BatchSearch:
         score: scoring.Scorer,
         entry_points: np.ndarray | list[np.ndarray],
         allowed: Sequence[np.ndarray | None],
+        progress: Callable[[float], object],
     ) -> Results:
         device = scoring.resolve_device(self._options.device)
+        query_vectors = read_linear_queries(qnets) if qnets.spec.is_linear else qnets.query_vectors
         return surrogate_search(
             score,
             self._get_vectors(),
@@ -195,11 +237,15 @@ class BatchSearch:
             self._num_results,
             scan=self._open_scan() if device.type == "cpu" else None,
             device=device,
-            query_vectors=qnets.query_vectors,
+            query_vectors=query_vectors,
             max_rounds=self._options.max_rounds,
-            n_per_round=self._options.n_per_round or max(MIN_PER_ROUND, self._num_results // 2),
+            n_per_round=self._options.n_per_round
+            or default_n_per_round(self._num_results, has_query_vector=query_vectors is not None),
             ridge=self._options.ridge,
             allowed=allowed,
+            max_scored=self._options.max_scored,
+            defer_fallback=True,
+            progress=progress,
         )
 
     def _open_graph(self) -> NeighbourGraph:
@@ -215,3 +261,8 @@ class BatchSearch:
 
     def _has_inner_product_index(self) -> bool:
         return self._open("has_inner_product_index", read_inner_product_version(self._reader), lambda: is_built(self._reader))
+
+
+def _drop_repeated(docids: np.ndarray) -> np.ndarray:
+    """Return different docids in the order of their first occurrence."""
+    return docids[np.sort(np.unique(docids, return_index=True)[1])]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import pyterrier as pt
 from ..index.reader import IndexReader
 from ..search.results import Results
 from .batch_search import BatchSearch
+from .fallback import fall_back
 from .filters import DROP_UP_TO, FILTER_COLUMNS, drop_excluded, make_filter_key, read_filters, resolve_options
 
 VECTORS_PER_PASS = 4096
@@ -45,11 +45,11 @@ def search_in_batches(
                 batch,
                 [f.allowed for f in filters],
                 None if candidates is None else candidates[rows],
-                _count_as_queries(progress, len(batch) / reader.doc_count),
+                progress.update,
             )
             results = results.concat(drop_excluded(found, filters, retriever.num_results) if n_dropped else found)
             progress.update(start + len(batch) - progress.n)
-    return results
+    return fall_back(retriever, reader, topics, for_all, results)
 
 
 def choose_batch_size(retriever: Any, reader: IndexReader, topics: pd.DataFrame) -> int:
@@ -58,6 +58,7 @@ def choose_batch_size(retriever: Any, reader: IndexReader, topics: pd.DataFrame)
     Q-nets that are single vectors are small, and one matrix product scores a block of documents for all of them. So
     exhaustive search reads the collection once for up to :data:`VECTORS_PER_PASS` query vectors, whatever ``batch_size`` is.
     Filters of single queries may have as many docids as the collection, so queries with such filters stay in small batches.
+    The same holds for ``max_scored``, which may exclude exhaustive search.
 
     Args:
         retriever: A :class:`pyterrier_hypencoder.HypencoderRetriever`.
@@ -65,7 +66,7 @@ def choose_batch_size(retriever: Any, reader: IndexReader, topics: pd.DataFrame)
         topics: One row per query.
     """
     size = int(retriever.batch_size)
-    if retriever.algorithm == "hnsw" or not set(FILTER_COLUMNS).isdisjoint(topics.columns):
+    if retriever.algorithm == "hnsw" or retriever.max_scored is not None or not set(FILTER_COLUMNS).isdisjoint(topics.columns):
         return size
     if "query_vec" in topics.columns:
         is_linear = np.size(topics["query_vec"].iloc[0]) == reader.vec_size
@@ -76,8 +77,3 @@ def choose_batch_size(retriever: Any, reader: IndexReader, topics: pd.DataFrame)
         is_linear = model is not None and model.qnet_spec.is_linear
     fitting = min(VECTORS_PER_PASS, _RESULTS_IN_MEMORY // (int(retriever.num_results) + DROP_UP_TO))
     return max(size, fitting) if is_linear else size
-
-
-def _count_as_queries(progress: Any, queries_per_document: float) -> Callable[[int], object]:
-    """Return a callback that counts scored documents as a share of the queries of a batch."""
-    return lambda n_docs: progress.update(n_docs * queries_per_document)

@@ -201,8 +201,12 @@ def count_allowed(allowed: Sequence[np.ndarray | None], doc_count: int) -> int:
         allowed: For each query the allowed docids, or None if all documents are allowed.
         doc_count: Number of documents in the index.
     """
-    limits = [docids for docids in allowed if docids is not None]
-    if len(limits) < len(allowed):
+    limits = {id(docids): docids for docids in allowed if docids is not None}
+    if any(docids is None for docids in allowed):
         return doc_count
-    distinct = list({id(docids): docids for docids in limits}.values())
-    return len(distinct[0]) if len(distinct) == 1 else len(np.unique(np.concatenate(distinct)))
+    if len(limits) == 1:
+        return len(next(iter(limits.values())))
+    is_allowed = np.zeros(doc_count, dtype=bool)
+    for docids in limits.values():
+        is_allowed[docids] = True
+    return int(is_allowed.sum())

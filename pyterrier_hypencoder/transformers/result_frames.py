@@ -15,7 +15,7 @@ from .filters import FILTER_COLUMNS
 
 RESULT_COLUMNS = ("docno", "docid", "score", "rank")
 # Columns of return_stats=True, with the value that stands for "not reported"; it also sets the dtype.
-_COSTS = {"n_scored": 0, "n_rounds": 0}
+_COSTS = {"n_scored": 0, "n_rounds": 0, "converged": True}
 _SURROGATE_STATISTICS = {"last_yield": np.nan, "fell_back": False}
 
 

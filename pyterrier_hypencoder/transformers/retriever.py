@@ -33,7 +33,7 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
     The options by group, in the order of the list below:
 
     - **Index and model**: ``index``, ``model``.
-    - **Results**: ``num_results``, ``batch_size``, ``return_stats``, ``drop_query_vec``, ``verbose``.
+    - **Results**: ``num_results``, ``max_scored``, ``batch_size``, ``return_stats``, ``drop_query_vec``, ``verbose``.
     - **Algorithm**: ``algorithm``, ``entry_points``, ``seed``.
     - **Graph search**: ``initial_candidates``, ``n_candidates``, ``max_iter``, ``early_stop``, ``variant``, ``graph_k``.
     - **Surrogate search**: ``n_initial``, ``max_rounds``, ``n_per_round``, ``ridge``.
@@ -47,11 +47,14 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         index: A :class:`HypencoderIndex` or its path. Omit it in ``indexer >> HypencoderRetriever()``, which sets it.
         model: The encoder of the queries. None loads the model that is recorded in the index.
         num_results: Maximum number of documents per query.
+        max_scored: Maximum number of documents that a query scores. None sets no limit. Exhaustive search raises an error if
+            more documents are allowed. The other algorithms stop at the limit and return the best documents found so far.
         batch_size: Number of queries that are searched together. Memory grows with it.
-        return_stats: If True, add the cost of the search as columns: ``n_scored`` (documents that were scored) and
-            ``n_rounds``. ``surrogate`` and ``auto`` also add ``last_yield`` (see
-            :mod:`pyterrier_hypencoder.search.surrogate`) and ``fell_back`` (True if the query was searched exhaustively
-            because its q-net is too far from linear). :data:`NumScored` and :data:`NumRounds` make measures of them.
+        return_stats: If True, add the cost of the search as columns: ``n_scored`` (documents that were scored),
+            ``n_rounds``, and ``converged`` (False if the search ran out of rounds, or stopped at ``max_scored``).
+            ``surrogate`` and ``auto`` also add ``last_yield`` (see :mod:`pyterrier_hypencoder.search.surrogate`) and
+            ``fell_back`` (True if the query was searched exhaustively because its q-net is too far from linear).
+            :data:`NumScored` and :data:`NumRounds` make measures of them.
         drop_query_vec: If True, leave the column ``query_vec`` out of the results.
         verbose: If True, show a progress bar.
         algorithm: The search algorithm. ``exhaustive`` scores all documents. ``graph`` is Algorithm 1 of the paper, a greedy
@@ -77,8 +80,8 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
             form several clusters.
         max_rounds: Maximum number of rounds of ``surrogate``. It stops earlier when the top documents no longer change. With
             fewer than 4 rounds, it does not detect q-nets that are too far from linear.
-        n_per_round: Number of documents that each round of ``surrogate`` scores. None uses half of ``num_results``, and at
-            least 250.
+        n_per_round: Number of documents that each round of ``surrogate`` scores. None uses 2.5 times ``num_results`` if the
+            model also produces a query vector, or else ``num_results``, and at least 250.
         ridge: Regularisation of the linear functions of ``surrogate``, relative to the mean variance of the vectors.
         ef_search: Number of candidates that ``hnsw`` keeps, at least ``num_results``. More candidates cost more time and
             find more of the best documents.
@@ -111,6 +114,7 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         model: Encoder | None = None,
         *,
         num_results: int = 1000,
+        max_scored: int | None = None,
         batch_size: int = 32,
         return_stats: bool = False,
         drop_query_vec: bool = False,
@@ -140,6 +144,7 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         self._index = resolve_path(index)
         self.model = model
         self.num_results = num_results
+        self.max_scored = max_scored
         self.batch_size = batch_size
         self.return_stats = return_stats
         self.drop_query_vec = drop_query_vec

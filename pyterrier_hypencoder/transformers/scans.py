@@ -9,11 +9,14 @@ from torch import Tensor
 from ..index.files import read_file_version
 from ..index.inner_product import FACTS_FILE, InnerProductIndex, open_inner_product_index
 from ..index.reader import IndexReader
+from ..search.allowed import Allowed
 from ..search.scan import Scan, make_exact_scan
 
 
 class IndexedScan:
     """Search the inner-product index while that costs less than the exact product, which all queries of a batch share.
+
+    The inner-product index is approximate, so with it the results of surrogate search can depend on the size of the batch.
 
     Args:
         index: The inner-product index.
@@ -24,10 +27,10 @@ class IndexedScan:
         self._index = index
         self._exact = exact
 
-    def __call__(self, queries: Tensor, k: int, seen: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, functions: Tensor, k: int, seen: Tensor, allowed: Allowed | None = None) -> tuple[Tensor, Tensor]:
         """Return the documents with the largest inner products; see :class:`pyterrier_hypencoder.search.scan.Scan`."""
-        scan = self._index if self._index.is_worth_it(len(queries), k, seen) else self._exact
-        return scan(queries, k, seen)
+        scan = self._index if self._index.is_worth_it(len(functions), k, seen, allowed) else self._exact
+        return scan(functions, k, seen, allowed)
 
 
 def open_scan(reader: IndexReader) -> Scan | None:

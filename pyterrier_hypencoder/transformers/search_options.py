@@ -32,8 +32,9 @@ def check_search_options(retriever: Any) -> None:
     counts = ("num_results", "batch_size", "initial_candidates", "n_candidates", "max_iter", "max_rounds", "ef_search")
     for name in counts:
         check_positive(name, getattr(retriever, name))
-    if retriever.graph_k is not None:
-        check_positive("graph_k", retriever.graph_k)
+    for name in ("graph_k", "max_scored"):
+        if getattr(retriever, name) is not None:
+            check_positive(name, getattr(retriever, name))
     for name in ("n_initial", "n_per_round"):
         if getattr(retriever, name) is not None:
             check_positive(name, getattr(retriever, name), MIN_SURROGATE_DOCUMENTS)

@@ -26,6 +26,7 @@ from pyterrier_hypencoder.index.inner_product import (
     open_inner_product_index,
 )
 from pyterrier_hypencoder.index.reader import IndexReader
+from pyterrier_hypencoder.search.allowed import make_allowed
 from pyterrier_hypencoder.transformers import batch_search
 
 N, D = 2000, 16
@@ -49,6 +50,12 @@ def mark_none_seen(n: int) -> torch.Tensor:
     return torch.zeros(n, N, dtype=torch.bool)
 
 
+def list_seen(mask: torch.Tensor) -> torch.Tensor:
+    """Return the docids (Q, n) of documents that are marked (Q, N), filled up with -1."""
+    rows = [row.nonzero()[:, 0] for row in mask]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+
+
 @pytest.fixture
 def reader(tmp_path) -> IndexReader:
     return write_index(tmp_path / "x.hyp", make_vectors(), dtype="fp16")
@@ -58,7 +65,7 @@ def compare_with_exact(
     reader: IndexReader, queries: torch.Tensor, k: int, seen: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Return the values of a search, the true inner products of the documents that it found, and its recall."""
-    values, docids = build_inner_product_index(reader)(queries, k, seen)
+    values, docids = build_inner_product_index(reader)(queries, k, list_seen(seen))
     products = (queries @ torch.from_numpy(np.asarray(reader.vectors, dtype=np.float32)).T).masked_fill(seen, -torch.inf)
     best = products.topk(k, dim=1).indices
     recall = np.mean([len(set(a.tolist()) & set(b.tolist())) / k for a, b in zip(docids, best, strict=True)])
@@ -115,12 +122,12 @@ def test_one_outlier_keeps_the_recall_of_the_other_vectors(tmp_path):
 def test_equal_vectors_are_all_found(tmp_path, count):
     search = build_inner_product_index(write_index(tmp_path / "x.hyp", np.ones((count, D)), dtype="fp16"))
     seen = torch.zeros(1, count, dtype=torch.bool)
-    values, docids = search(torch.ones(1, D), 5, seen)
+    values, docids = search(torch.ones(1, D), 5, list_seen(seen))
     found = docids[values > -torch.inf].tolist()
     assert len(set(found)) == len(found) == min(5, count)
     torch.testing.assert_close(values[values > -torch.inf], torch.full((len(found),), float(D)), rtol=1e-2, atol=0)
     seen[0, 1:] = True
-    values, docids = search(torch.ones(1, D), 5, seen)
+    values, docids = search(torch.ones(1, D), 5, list_seen(seen))
     assert docids[values > -torch.inf].tolist() == [0]
 
 
@@ -130,7 +137,7 @@ def test_many_copies_of_one_vector_keep_the_recall_of_the_others(tmp_path):
     reader = write_index(tmp_path / "x.hyp", vectors, dtype="fp16")
     queries = make_queries(20)
     queries[0] = torch.from_numpy(vectors[1])  # the copies are its best documents
-    values, docids = build_inner_product_index(reader)(queries, 50, mark_none_seen(20))
+    values, docids = build_inner_product_index(reader)(queries, 50, list_seen(mark_none_seen(20)))
     products = queries @ torch.from_numpy(np.asarray(reader.vectors, dtype=np.float32)).T
     best = products.topk(50, dim=1).values
     torch.testing.assert_close(values, products.gather(1, docids), rtol=1e-2, atol=1e-2)
@@ -142,7 +149,7 @@ def test_many_copies_of_one_vector_keep_the_recall_of_the_others(tmp_path):
 def test_k_may_exceed_the_number_of_documents(reader):
     seen = ~mark_none_seen(1)
     seen[0, 7] = False
-    values, docids = build_inner_product_index(reader)(torch.ones(1, D), 10 * N, seen)
+    values, docids = build_inner_product_index(reader)(torch.ones(1, D), 10 * N, list_seen(seen))
     assert values.shape == docids.shape == (1, N)
     assert docids[values > -torch.inf].tolist() == [7]
 
@@ -185,7 +192,7 @@ def test_concurrent_builds_wait_for_the_first_one(reader, monkeypatch):
     with ThreadPoolExecutor(4) as pool:
         searches = list(pool.map(lambda _: build_inner_product_index(reader), range(4)))
     assert len(built) == 1
-    assert len({tuple(search(torch.ones(1, D), 5, mark_none_seen(1))[1][0].tolist()) for search in searches}) == 1
+    assert len({tuple(search(torch.ones(1, D), 5, list_seen(mark_none_seen(1)))[1][0].tolist()) for search in searches}) == 1
 
 
 def test_an_index_that_is_replaced_during_a_build_is_not_taken_for_the_built_one(reader, monkeypatch):
@@ -260,12 +267,25 @@ def test_a_killed_build_is_started_again(reader, monkeypatch):
 # When it is used
 
 
-def test_is_worth_it_depends_on_queries_results_and_seen_documents(reader):
-    search, seen = build_inner_product_index(reader), mark_none_seen(2)
+def test_is_worth_it_depends_on_queries_results_seen_documents_and_filters(reader):
+    search, seen = build_inner_product_index(reader), torch.full((2, 40), -1)
     assert search.is_worth_it(1, 50, seen) and search.is_worth_it(2, 30, seen)
     assert not search.is_worth_it(1, 70, seen) and not search.is_worth_it(2, 40, seen)
-    seen[1, :40] = True
+    seen[1] = torch.arange(40)
     assert not search.is_worth_it(1, 50, seen) and search.is_worth_it(1, 20, seen)
+    none = torch.full((2, 0), -1)
+    assert search.is_worth_it(1, 20, none, make_allowed([None, np.arange(40, N)]))
+    assert not search.is_worth_it(1, 50, none, make_allowed([None, np.arange(40, N)]))
+
+
+def test_search_finds_allowed_documents_only(reader):
+    queries, filters = make_queries(3), [np.arange(0, N, 2), None, np.arange(N - 300)]
+    values, docids = build_inner_product_index(reader)(queries, 30, torch.full((3, 1), -1), make_allowed(filters))
+    products = queries @ torch.from_numpy(np.asarray(reader.vectors, dtype=np.float32)).T
+    for q, ids in enumerate(np.arange(N) if ids is None else ids for ids in filters):
+        expected = ids[products[q, ids].topk(30).indices.numpy()]
+        assert len(set(docids[q].tolist()) & set(expected.tolist())) >= 28
+        assert set(docids[q][values[q] > -torch.inf].tolist()) <= set(ids.tolist())
 
 
 def test_surrogate_search_uses_it_only_if_it_is_built_and_worth_it(reader, monkeypatch):

@@ -24,31 +24,39 @@ ROWS = [  # facts, algorithm, number of the rule
     ({"is_linear": True, "has_entry_points": True, "has_graph": True}, "exhaustive", 0),
     # 20,000 allowed documents on a CPU
     ({"n_allowed": 20_000}, "exhaustive", 1),
-    ({"n_allowed": 20_001}, "surrogate", 5),
+    ({"n_allowed": 20_001}, "surrogate", 6),
     ({"n_allowed": 0}, "exhaustive", 1),
     ({"doc_count": 20_000}, "exhaustive", 1),
     ({"n_allowed": 20_000, "has_entry_points": True, "has_graph": True}, "exhaustive", 1),
     # 1,000,000 allowed documents on a GPU
     ({"n_allowed": 1_000_000, "on_gpu": True}, "exhaustive", 1),
-    ({"n_allowed": 1_000_001, "on_gpu": True}, "surrogate", 5),
-    ({"n_allowed": 1_000_000}, "surrogate", 5),
+    ({"n_allowed": 1_000_001, "on_gpu": True}, "surrogate", 6),
+    ({"n_allowed": 1_000_000}, "surrogate", 6),
     # a tenth of the allowed documents as results
     ({"n_allowed": 30_000, "num_results": 3_000}, "exhaustive", 2),
-    ({"n_allowed": 30_001, "num_results": 3_000}, "surrogate", 5),
-    ({"n_allowed": 30_000, "num_results": 2_999}, "surrogate", 5),
+    ({"n_allowed": 30_001, "num_results": 3_000}, "surrogate", 6),
+    ({"n_allowed": 30_000, "num_results": 2_999}, "surrogate", 6),
     ({"num_results": LARGE, "has_entry_points": True, "has_graph": True}, "exhaustive", 2),
     ({"n_allowed": 20_000_000, "doc_count": 20_000_000, "num_results": 2_000_000, "on_gpu": True}, "exhaustive", 2),
     # entry points
-    ({"has_entry_points": True}, "surrogate", 3),
-    ({"has_entry_points": True, "has_graph": True}, "surrogate", 3),
+    ({"has_entry_points": True}, "surrogate", 4),
+    ({"has_entry_points": True, "has_graph": True}, "surrogate", 4),
     # more than 2,000,000 documents with a graph on a CPU
-    ({"has_graph": True, "doc_count": 2_000_001}, "graph", 4),
-    ({"has_graph": True, "doc_count": 2_000_000}, "surrogate", 5),
-    ({"has_graph": True, "on_gpu": True}, "surrogate", 5),
-    ({"has_graph": True, "n_allowed": 500_000}, "graph", 4),
-    ({"has_graph": True, "has_inner_product_index": True}, "surrogate", 5),
-    ({"has_inner_product_index": True}, "surrogate", 5),
-    ({"has_graph": False}, "surrogate", 5),
+    ({"has_graph": True, "doc_count": 2_000_001}, "graph", 5),
+    ({"has_graph": True, "doc_count": 2_000_000}, "surrogate", 6),
+    ({"has_graph": True, "on_gpu": True}, "surrogate", 6),
+    ({"has_graph": True, "n_allowed": 500_000}, "graph", 5),
+    ({"has_graph": True, "has_inner_product_index": True}, "surrogate", 6),
+    ({"has_inner_product_index": True}, "surrogate", 6),
+    ({"has_graph": False}, "surrogate", 6),
+    # max_scored
+    ({"is_linear": True, "max_scored": LARGE}, "exhaustive", 0),
+    ({"is_linear": True, "max_scored": LARGE - 1}, "surrogate", 3),
+    ({"n_allowed": 5_000, "max_scored": 5_000}, "exhaustive", 1),
+    ({"n_allowed": 5_000, "max_scored": 4_999}, "surrogate", 6),
+    ({"n_allowed": 5_000, "max_scored": 4_999, "on_gpu": True}, "surrogate", 6),
+    ({"n_allowed": 30_000, "num_results": 3_000, "max_scored": 20_000}, "surrogate", 6),
+    ({"has_graph": True, "max_scored": 20_000}, "graph", 5),
 ]
 
 
@@ -67,10 +75,12 @@ def test_every_rule_names_an_algorithm():
 
 
 def test_choose_algorithm_always_decides():
-    facts = itertools.product((0, 1, 10**4, 10**8), (1, 10**6), (1, 10**8), *[(False, True)] * 5)
+    facts = itertools.product((0, 1, 10**4, 10**8), (1, 10**6), (1, 10**8), *[(False, True)] * 5, (None, 10**3))
     names = ("n_allowed", "num_results", "doc_count", "is_linear", "has_entry_points", "has_graph")
-    names += ("has_inner_product_index", "on_gpu")
-    assert {choose_algorithm(**dict(zip(names, row, strict=True))).algorithm for row in facts} == set(ALGORITHMS) - {
-        "auto",
-        "hnsw",
-    }
+    names += ("has_inner_product_index", "on_gpu", "max_scored")
+    chosen = [(dict(zip(names, row, strict=True)), choose_algorithm(**dict(zip(names, row, strict=True)))) for row in facts]
+    assert {choice.algorithm for _, choice in chosen} == set(ALGORITHMS) - {"auto", "hnsw"}
+    assert not any(
+        choice.algorithm == "exhaustive" and f["max_scored"] is not None and f["n_allowed"] > f["max_scored"]
+        for f, choice in chosen
+    )

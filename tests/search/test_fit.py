@@ -66,8 +66,24 @@ def test_fits_of_equal_vectors_are_finite():
     assert all(part.isfinite().all() for part in fit_parts(rows, scores, 0.05))
 
 
-def test_rank_scores_counts_from_the_best():
-    assert rank_scores(torch.tensor([[2.0, 5.0, -1.0], [1.0, 1.0, 3.0]])).tolist() == [[1, 0, 2], [1, 2, 0]]
+def test_rank_scores_counts_from_the_best_and_gives_ties_their_mean_rank():
+    scores = torch.tensor([[2.0, 5.0, -1.0, 2.0], [1.0, 1.0, 3.0, 1.0], [0.0, 0.0, 0.0, -torch.inf]])
+    assert rank_scores(scores).tolist() == [[1.5, 0, 3, 1.5], [2, 2, 0, 2], [1, 1, 1, 3]]
+
+
+def test_fit_linear_of_equal_scores_does_not_depend_on_their_order(linear):
+    _, rows, scores = linear
+    coarse = scores.round()  # many ties
+    order = torch.randperm(400, generator=torch.Generator().manual_seed(1))
+    expected = fit_linear(rows, coarse, 0.05)
+    torch.testing.assert_close(fit_linear(rows[:, order], coarse[:, order], 0.05), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_correlate_ranks_of_tied_scores_does_not_depend_on_their_order():
+    scores, others = torch.tensor([[1.0, 1.0, 0.0, 0.0]]), torch.tensor([[4.0, 3.0, 2.0, 1.0]])
+    expected = correlate_ranks(scores, others)
+    assert 0.8 < expected < 0.95
+    torch.testing.assert_close(correlate_ranks(scores, others[:, [1, 0, 3, 2]]), expected)
 
 
 def test_correlate_ranks_is_spearman_over_real_documents():

@@ -109,9 +109,9 @@ def test_no_warning_without_fallback(vectors, caplog):
 def test_scan_option_replaces_the_exact_scan(vectors, query_vectors):
     calls, exact = [], make_exact_scan(vectors)
 
-    def scan(queries, k, seen):
+    def scan(queries, k, seen, allowed=None):
         calls.append((tuple(queries.shape), k))
-        return exact(queries, k, seen)
+        return exact(queries, k, seen, allowed)
 
     found = search(nearly_linear(), vectors, scan=scan, query_vectors=query_vectors)
     expected = search(nearly_linear(), vectors, query_vectors=query_vectors)
@@ -120,7 +120,7 @@ def test_scan_option_replaces_the_exact_scan(vectors, query_vectors):
 
 
 def test_scan_that_finds_nothing_returns_the_entry_points(vectors):
-    def scan(queries, k, seen):
+    def scan(queries, k, seen, allowed=None):
         return torch.full((len(queries), k), -torch.inf), torch.zeros(len(queries), k, dtype=torch.long)
 
     score, entry_points = nearly_linear(), draw_entry_points(N, 100)
@@ -239,8 +239,10 @@ def test_query_vector_that_ranks_like_the_qnet_ends_the_search(vectors):
     assert found.stats["last_yield"].tolist() == [0] * Q
     few = search(score, vectors, 50, n_per_round=190, query_vectors=query_vectors)  # the best 100 do not fit into the first 95
     assert few.stats["n_rounds"].tolist() == [3] * Q
-    many = search(score, vectors, 101, n_per_round=250, query_vectors=query_vectors)  # more results than the check looks at
-    assert (many.stats["n_scored"] > 350 + 101).all()
+    many = search(score, vectors, 200, n_per_round=500, query_vectors=query_vectors)
+    assert many.stats["n_scored"].tolist() == [600] * Q and recall(many, exhaustive_search(score, vectors, Q, 200)) == 1
+    narrow = search(score, vectors, 200, n_per_round=300, query_vectors=query_vectors)  # the best 200 are not in the first 150
+    assert (narrow.stats["n_rounds"] > 2).all()
 
 
 def test_query_vector_is_not_trusted_if_it_ranks_entry_points_differently(vectors):
@@ -319,9 +321,9 @@ def test_very_large_options_cost_no_more_than_the_collection(vectors):
     """A scan is never asked for more documents than there are."""
     asked, exact = [], make_exact_scan(vectors)
 
-    def scan(queries, k, seen):
+    def scan(queries, k, seen, allowed=None):
         asked.append(k)
-        return exact(queries, k, seen)
+        return exact(queries, k, seen, allowed)
 
     found = search(nearly_linear(), vectors, 10**9, n_initial=10**9 // 10**7, n_per_round=10**9, max_rounds=10**9, scan=scan)
     assert ids(found) == ids(exhaustive_search(nearly_linear(), vectors, Q, N))
@@ -341,13 +343,106 @@ def test_global_defaults_of_torch_change_no_result(vectors, torch_default, defau
         np.testing.assert_array_equal(found.stats[name], values)
 
 
+@pytest.mark.parametrize("make_score", [nearly_linear, far_from_linear])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_batch_size_does_not_change_which_documents_are_scored(vectors, dtype):
-    """The vectors share a large mean, so products in half precision are coarse."""
-    rows, score = (vectors + 5).astype(dtype), far_from_linear()
-    whole = search(score, rows, 50, max_rounds=3)
+def test_batch_size_does_not_change_documents_or_scores(vectors, dtype, make_score):
+    """The vectors share a large mean and are nearly equal in groups, so products in half precision are coarse."""
+    rows = vectors + 8
+    rows[1::3] = rows[::3] + 1e-2 * rows[2::3]
+    rows, score = rows.astype(dtype), make_score()
+    query_vectors = score._nets.query_vectors
+    whole = search(score, rows, 50, max_rounds=3, query_vectors=query_vectors)
     for q in range(Q):
-        entry_points = draw_entry_points(N, 100)
-        single = surrogate_search(score.select([q]), rows, entry_points, 1, 50, n_per_round=100, max_rounds=3)
-        assert ids(single)[0] == ids(whole)[q]
-        assert single.stats["n_scored"][0] == whole.stats["n_scored"][q]
+        own = None if query_vectors is None else query_vectors[q : q + 1]
+        options = {"n_per_round": 100, "max_rounds": 3, "query_vectors": own}
+        single = surrogate_search(score.select([q]), rows, draw_entry_points(N, 100), 1, 50, **options)
+        assert ids(single)[0] == ids(whole)[q] and np.array_equal(single.scores[0], whole.scores[q])
+        for name in ("n_scored", "n_rounds", "last_yield", "converged"):
+            assert single.stats[name][0] == whole.stats[name][q]
+
+
+def test_deep_results_are_found_with_high_recall(vectors):
+    score = nearly_linear()
+    found = search(score, vectors, 400, n_per_round=400)
+    assert recall(found, exhaustive_search(score, vectors, Q, 400)) >= 0.98
+
+
+def test_more_results_than_a_round_scores_are_filled_up(vectors):
+    found = search(nearly_linear(), vectors, 700, n_per_round=100)
+    assert [len(row) for row in found.docids] == [700] * Q
+
+
+# What the search cannot see
+
+
+def test_cluster_that_the_query_vector_points_away_from_is_missed_unless_an_entry_point_is_in_it(vectors):
+    """The q-nets are linear plus a large bonus in a far region of eight documents, as the module's documentation says."""
+    query_vectors = torch.randn(1, D, generator=torch.Generator().manual_seed(5)).expand(Q, D)
+    products = vectors @ query_vectors[0].numpy()
+    far = np.argsort(products)[:8]
+    edge = float(np.sort(products)[7]) + 1e-3
+    score = make_scorer([query_vectors], lambda values: values[0] + 1000 * (values[0] <= edge))
+    expected = exhaustive_search(score, vectors, Q, 8)
+    assert set(ids(expected)[0]) == set(far.tolist())
+    blind = np.setdiff1d(draw_entry_points(N, 100), far)
+    options = {"query_vectors": query_vectors, "n_per_round": 250}
+    missed = surrogate_search(score, vectors, blind, Q, 8, **options)
+    assert recall(missed, expected) == 0 and missed.stats["converged"].all()
+    seen = surrogate_search(score, vectors, np.union1d(blind, far[:2]), Q, 8, max_rounds=3, **options)
+    assert recall(seen, expected) > 0.5
+
+
+# Budgets
+
+
+@pytest.mark.parametrize("max_scored", [100, 101, 150, 333])
+@pytest.mark.parametrize("make_score", [nearly_linear, far_from_linear])
+def test_max_scored_bounds_the_documents_of_every_query(vectors, make_score, max_scored, caplog):
+    with caplog.at_level(logging.WARNING, logger="pyterrier_hypencoder"):
+        found = search(make_score(), vectors, 120, n_per_round=60, max_scored=max_scored)
+    assert (found.stats["n_scored"] <= max_scored).all() and not found.stats["fell_back"].any() and not caplog.records
+    assert [len(row) for row in found.docids] == [min(120, n) for n in found.stats["n_scored"]]
+    if make_score is far_from_linear:
+        assert found.stats["n_scored"].tolist() == [max_scored] * Q and not found.stats["converged"].any()
+
+
+def test_max_scored_that_no_query_reaches_changes_nothing(vectors):
+    expected, found = (search(nearly_linear(), vectors, 50, max_scored=limit) for limit in (None, N))
+    assert ids(found) == ids(expected) and found.stats["n_scored"].tolist() == expected.stats["n_scored"].tolist()
+    assert found.stats["converged"].all()
+
+
+def test_max_scored_allows_a_fallback_that_scores_few_documents(vectors):
+    allowed = [np.arange(0, N, 5)] * Q
+    options = {"n_initial": 40, "n_per_round": 20, "allowed": allowed}
+    refused = search(far_from_linear(), vectors, 50, max_scored=600, **options)
+    assert not refused.stats["fell_back"].any() and not refused.stats["converged"].any()
+    found = search(far_from_linear(), vectors, 50, max_scored=900, **options)
+    assert found.stats["fell_back"].all() and found.stats["converged"].all() and (found.stats["n_scored"] <= 900).all()
+
+
+def test_deferred_fallback_only_marks_queries(vectors, caplog):
+    with caplog.at_level(logging.WARNING, logger="pyterrier_hypencoder"):
+        found = search(far_from_linear(), vectors, 50, n_initial=40, n_per_round=20, defer_fallback=True)
+    assert found.stats["fell_back"].all() and (found.stats["n_scored"] < N / 2).all() and not caplog.records
+
+
+def test_query_that_runs_out_of_rounds_has_not_converged(vectors):
+    found = search(far_from_linear(), vectors, 50, n_initial=40, n_per_round=20, max_rounds=3)
+    assert not found.stats["converged"].any() and not found.stats["fell_back"].any()
+    assert search(nearly_linear(), vectors, 50).stats["converged"].all()
+
+
+def test_falling_yield_delays_the_fallback(vectors, monkeypatch):
+    options = {"n_initial": 40, "n_per_round": 20, "defer_fallback": True}
+    early = search(far_from_linear(), vectors, 50, **options)
+    monkeypatch.setattr("pyterrier_hypencoder.search.surrogate.FALLING_BELOW", 1e9)  # every yield counts as falling
+    late = search(far_from_linear(), vectors, 50, **options)
+    assert early.stats["n_rounds"].tolist() == [5] * Q and late.stats["n_rounds"].max() > 5
+    assert (late.stats["fell_back"] == (late.stats["last_yield"] > FALLBACK_ABOVE)).all()
+
+
+def test_progress_reports_finished_queries(vectors):
+    reported: list[int] = []
+    search(nearly_linear(), vectors, 50, progress=reported.append)
+    assert sum(reported) == Q and len(reported) > 1

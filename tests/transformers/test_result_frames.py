@@ -109,7 +109,7 @@ def test_statistics_that_a_search_does_not_report_have_defaults():
 
 @pytest.mark.parametrize("algorithm", ["exhaustive", "graph", "surrogate", "auto"])
 def test_list_statistics_depends_on_the_algorithm(algorithm):
-    costs = ["n_scored", "n_rounds"]
+    costs = ["n_scored", "n_rounds", "converged"]
     assert list(list_statistics(algorithm)) == [
         *costs,
         *(["last_yield", "fell_back"] if algorithm in ("surrogate", "auto") else []),
@@ -123,7 +123,7 @@ def test_return_stats_adds_the_costs_of_a_search(index_with_graph, model, topics
     found = plain(topics)
     counted = index_with_graph.retriever(model, algorithm=algorithm, return_stats=True, **options)
     with_stats = counted(topics)
-    added = ["n_scored", "n_rounds", *(["last_yield", "fell_back"] if algorithm == "surrogate" else [])]
+    added = ["n_scored", "n_rounds", "converged", *(["last_yield", "fell_back"] if algorithm == "surrogate" else [])]
     assert list(with_stats.columns) == [*found.columns, *added]
     pd.testing.assert_frame_equal(with_stats[found.columns], found)
     assert with_stats["n_scored"].dtype.kind == "i" and (with_stats.groupby("qid")["n_scored"].nunique() == 1).all()
@@ -142,5 +142,6 @@ def test_batches_of_different_searches_keep_the_meaning_of_statistics(index, mod
     for frame in (topics.assign(allowed_docnos=column), topics.assign(allowed_docnos=column).iloc[::-1]):
         stats = retriever(frame).groupby("qid").first()
         assert stats["fell_back"].dtype == bool and not stats["fell_back"].any()
+        assert stats["converged"].dtype == bool and stats["converged"][["q1", "q3"]].all()
         assert stats["last_yield"].isna().tolist() == [False, True, False, True, False]
         assert stats["n_scored"][["q1", "q3"]].tolist() == [2, 1] and (stats["n_scored"] > 0).all()

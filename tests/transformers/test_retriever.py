@@ -377,7 +377,7 @@ def test_algorithm_is_chosen_from_the_facts_of_the_batch(index_with_graph, model
     auto(topics.head(2).assign(allowed_docnos=[["d001", "d002"], ["d002", "d003"]]))
     auto.graph_k, auto.entry_points = 100, ["d001"]
     auto(topics.head(1).assign(query_vec=[np.ones(24)]))
-    facts = {"num_results": 7, "doc_count": 120, "on_gpu": False, "has_inner_product_index": False}
+    facts = {"num_results": 7, "doc_count": 120, "on_gpu": False, "has_inner_product_index": False, "max_scored": None}
     assert seen == [
         {"n_allowed": 3, "is_linear": False, "has_entry_points": False, "has_graph": True, **facts},
         {"n_allowed": 120, "is_linear": True, "has_entry_points": True, "has_graph": False, **facts},

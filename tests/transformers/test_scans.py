@@ -33,7 +33,7 @@ def test_scan_asks_whether_the_inner_product_index_saves_time(index, monkeypatch
     search = InnerProductIndex.__call__
     monkeypatch.setattr(InnerProductIndex, "is_worth_it", lambda self, *args: worth_it)
     monkeypatch.setattr(InnerProductIndex, "__call__", lambda self, *args: calls.append(args) or search(self, *args))
-    query, seen = torch.ones(1, 8), torch.zeros(1, 300, dtype=torch.bool)
+    query, seen = torch.ones(1, 8), torch.full((1, 0), -1)
     values, docids = open_scan(index.reader)(query, 5, seen)
     assert len(calls) == worth_it
     products = index.vectors.astype(np.float32).sum(axis=1)
