@@ -9,6 +9,7 @@ documents should take less time, they are all scored.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -19,7 +20,7 @@ from ..scoring import Scorer
 from ..scoring.rows import Rows, take_rows
 from .exhaustive import exhaustive_search
 from .finite import NonFiniteScoreError, check_finite
-from .results import Results, sort_by_score
+from .results import Results
 
 EF_SEARCH = 128
 """Default number of candidates that HNSW keeps."""
@@ -62,8 +63,7 @@ def hnsw_search(
     groups: dict[int, list[int]] = {}  # queries that share a filter, or have none, are searched together
     for q, ids in enumerate(filters):
         groups.setdefault(id(ids), []).append(q)
-    results = Results([], [])
-    order: list[int] = []
+    parts = []
     for queries in groups.values():
         ids = filters[queries[0]]
         n_visits = ef_search if ids is None else -(-ef_search * n_docs // max(1, len(ids)))
@@ -75,8 +75,11 @@ def hnsw_search(
                 found = _rescore(part.float().cpu(), vectors, find(part, k, n_visits, ids))
         except NonFiniteScoreError as err:
             raise NonFiniteScoreError(queries[err.query], err.docid, err.vector_is_finite) from err
-        results, order = results.concat(found), order + queries
-    return results.select(np.argsort(order).tolist())
+        parts.append(found)
+    if len(parts) == 1:
+        return parts[0]
+    order = [q for queries in groups.values() for q in queries]
+    return functools.reduce(Results.concat, parts, Results([], [])).select(np.argsort(order).tolist())
 
 
 def _check_queries(query_vectors: Tensor) -> None:
@@ -91,15 +94,16 @@ def _rescore(query_vectors: Tensor, vectors: Rows, found: Sequence[np.ndarray]) 
 
     A scorer of q-nets would take longer than HNSW for small numbers of results.
     """
-    counts = torch.tensor([len(docids) for docids in found])
+    counts = np.array([len(docids) for docids in found])
     docids = torch.from_numpy(np.concatenate(found))  # (M,)
-    queries = torch.arange(len(found)).repeat_interleave(counts)
     rows = take_rows(vectors, docids)
     parts = rows.float().split(counts.tolist())
     values = torch.cat([part @ vector for part, vector in zip(parts, query_vectors, strict=True)])
-    check_finite(values, rows, docids, queries)
-    columns = torch.arange(len(docids)) - (counts.cumsum(0) - counts)[queries]
-    scores = torch.full((len(found), max(1, int(counts.max()))), -torch.inf, dtype=torch.float32)
-    ids = torch.zeros(scores.shape, dtype=torch.long)
-    scores[queries, columns], ids[queries, columns] = values, docids
-    return Results.from_tensors(*sort_by_score(scores, ids), n_scored=counts, n_rounds=torch.ones_like(counts))
+    check_finite(values, rows, docids, torch.arange(len(found)).repeat_interleave(torch.from_numpy(counts)))
+    pairs = zip(found, np.split(values.numpy(), counts.cumsum()[:-1]), strict=True)
+    results = Results([], [], {"n_scored": counts, "n_rounds": np.ones_like(counts)})
+    for ids, scores in pairs:
+        order = np.lexsort((ids, -scores))
+        results.docids.append(ids[order])
+        results.scores.append(scores[order])
+    return results
