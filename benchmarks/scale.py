@@ -41,6 +41,7 @@ scores ``--exhaustive-documents``, and its time is extrapolated to the collectio
 """
 
 import argparse
+import functools
 import json
 import multiprocessing
 import os
@@ -82,7 +83,7 @@ Frames = Callable[[pd.DataFrame], pd.DataFrame]
 
 @dataclass(frozen=True)
 class Task:
-    """What one process measures.
+    """One search to measure, in a process of its own.
 
     Attributes:
         path: One of :data:`PATHS`.
@@ -90,8 +91,8 @@ class Task:
         topics: Topics, with the columns ``qid`` and ``query``.
         k: Results per query.
         threads: Number of threads.
-        exhaustive_documents: Documents to score exhaustively; None for all. If set, the queries are random q-nets.
-        max_scored: Options of the retriever.
+        is_large: If True, the q-nets are random, and only batches are measured.
+        exhaustive_documents: Documents that exhaustive search scores if ``is_large``.
     """
 
     path: str
@@ -156,13 +157,19 @@ def encode(task: Task) -> tuple[QNets, dict[str, float]]:
         dimensions = HypencoderIndex(task.index).vec_size
         qnets = make_near_linear_qnets(len(queries), dimensions, LARGE["layers"])
         return (QNets.linear(qnets.query_vectors) if task.path in DENSE_PATHS else qnets), {}
-    model: Any = load_minilm() if task.path in DENSE_PATHS else Hypencoder("hypencoder-minilm")
+    model = load_model(task.path in DENSE_PATHS)
     model.encode_queries(queries[:2])  # warm up
     times = [time_call(lambda part=part: model.encode_queries(queries[part])) for part in list_slices(len(queries), 1)]
     batches = list_slices(len(queries), BATCH_SIZE)
     batch_times = [time_call(lambda part=part: model.encode_queries(queries[part])) / len(queries[part]) for part in batches]
     costs = {"encode_ms": float(np.median(times)), "encode_ms_batch": float(np.median(batch_times))}
     return QNets.cat([model.encode_queries(queries[part]) for part in batches]), costs
+
+
+@functools.cache
+def load_model(is_dense: bool) -> Any:
+    """Load the model that makes query vectors, or the one that makes q-nets."""
+    return load_minilm() if is_dense else Hypencoder("hypencoder-minilm")
 
 
 def list_slices(total: int, size: int) -> list[slice]:
@@ -272,7 +279,7 @@ def measure_recall(found: list[np.ndarray], truth: list[np.ndarray], cutoff: int
 
 
 def run_paths(tasks: list[Task], own_process: bool = True) -> pd.DataFrame:
-    """Measure all tasks one after the other, and add the recall. A path that fails, for example for lack of memory, says so."""
+    """Measure all tasks one after the other, and add the recall. A path whose process dies gets a row with the error."""
     rows, truths = [], {}
     for task in tasks:
         try:
@@ -311,9 +318,10 @@ def open_made_index(options: argparse.Namespace, collection: Any) -> HypencoderI
 def prepare_index(options: argparse.Namespace, index: HypencoderIndex) -> None:
     """Build the graph and the inner-product index that the command line asks for."""
     start = time.perf_counter()
-    if options.graph and options.large and not list_graph_sizes(index.path):
-        write_random_graph(index, options.graph)
-        print(f"random graph written in {time.perf_counter() - start:.0f} s")
+    if options.graph and options.large:
+        if not list_graph_sizes(index.path):
+            write_random_graph(index, options.graph)
+            print(f"random graph written in {time.perf_counter() - start:.0f} s")
     elif options.graph:
         index.corpus_graph(options.graph, verbose=True)
         print(f"graph built or opened in {time.perf_counter() - start:.0f} s")
@@ -395,7 +403,7 @@ def main(arguments: list[str] | None = None) -> pd.DataFrame:
         for path in list_paths(options, index)
     ]
     table = run_paths(tasks, own_process=not options.one_process)
-    table.insert(1, "documents", len(index))
+    table["documents"] = len(index)
     print(table.to_string(index=False, float_format="{:.3f}".format))
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)

@@ -174,7 +174,9 @@ def test_a_damaged_graph_is_an_error_that_names_the_damage(small, damage):
             use(small, 5)
 
 
-@pytest.mark.parametrize("use", [lambda graph: graph.edges[250:], lambda graph: graph.edges_data, lambda graph: graph.verify()])
+@pytest.mark.parametrize(
+    "use", [lambda graph: graph.edges[250:], lambda graph: graph.edges_data, lambda graph: graph.verify()]
+)
 def test_wrong_docids_of_a_graph_without_checksums_are_found_when_they_are_read(small, use):
     write_wrong_docid(build_graph(small, 5).path)
     graph = open_graph(small, 5)
