@@ -6,7 +6,7 @@
 # make docs         build the documentation pages into docs/_build/html; warnings are errors
 # make notebooks    run the notebooks and write copies with their outputs into build/notebooks (about 10 minutes)
 # make lint         install the linters too, and check style, types and English
-# make bench        run the benchmarks that need no data
+# make bench        run the short benchmarks: shares of the machine's limits, and ratios in one run (under 3 minutes)
 # make clean        delete everything that these commands made
 PYTHON ?= python3
 VENV := .venv
@@ -76,7 +76,8 @@ lint: $(VENV)/dev
 bench: $(VENV)/test
 	$(VENV)/bin/python benchmarks/scoring.py
 	$(VENV)/bin/python benchmarks/encoding.py
-	$(VENV)/bin/python benchmarks/training.py
+	$(VENV)/bin/python benchmarks/stages.py --dataset apidocs --topics 32 --documents 5000
+	$(VENV)/bin/python benchmarks/scale.py --large --documents 200000 --work build/bench --paths surrogate dense --topics 32
 
 clean:
 	rm -rf $(VENV) $(OLDEST) build docs/_build examples/notebooks/cache *.egg-info .pytest_cache .mypy_cache .ruff_cache

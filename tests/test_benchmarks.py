@@ -23,8 +23,11 @@ import checks  # noqa: E402
 import dense  # noqa: E402
 import int8  # noqa: E402
 import released  # noqa: E402
+import scale  # noqa: E402
+import scale_vectors  # noqa: E402
 import scoring as scoring_benchmark  # noqa: E402
 import search  # noqa: E402
+import stages  # noqa: E402
 from shared.datasets import open_collection  # noqa: E402
 from synthetic_qnets import COMBINATIONS, make_combined_qnets  # noqa: E402
 
@@ -155,3 +158,77 @@ def test_scoring_benchmark_reports_shares_of_the_peak_for_all_backends(capsys):
     assert {("peak", "fp32"), ("peak", "bf16"), ("exhaustive search", "fp32"), ("exhaustive search", "auto")} <= set(names)
     assert {("plain torch", "bf16"), *((name, "fp32") for name in ("plain torch", "cpu", "reference"))} <= set(names)
     assert len([line for line in lines if re.search(r" [0-9.]+% of (fp32|bf16) peak ", line)]) == 8
+
+
+SCALE_COLUMNS = ["ms_batch", "base_mb", "private_mb", "resident_mb", "open_s"]
+
+
+def test_scale_benchmark_measures_all_paths_on_made_vectors(minilm, folder, docs, capsys, monkeypatch):
+    monkeypatch.setattr(scale, "N_TRIALS", 1)
+    HypencoderIndexer(folder / "real.hyp", minilm).index(docs[:60])
+    arguments = f"--documents 400 --dataset {folder} --real {folder}/real.hyp --work {folder}/work --out {folder}/out --k 10"
+    arguments += " --topics 3 --graph 8 --inner-product --one-process --threads 1"
+    table = scale.main(arguments.split()).set_index("path")
+    assert tuple(table.index) == scale.PATHS and (table["documents"] == 400).all()
+    assert (table[["ms", "encode_ms"]] > 0).all().all() and (table[SCALE_COLUMNS] >= 0).all().all()
+    assert (table["R@10"] > 0.9).all() and (table.loc[["exhaustive", "dense", "flat"], "R@10"] == 1).all()
+    assert table["n_scored"].isna().tolist() == [path == "flat" for path in scale.PATHS]
+    assert (folder / "out" / "scale.csv").exists()
+    printed = capsys.readouterr().out
+    assert all(f"opening the {part}: " in printed for part in ("index", "graph", "inner-product index"))
+
+
+def test_scale_benchmark_leaves_out_paths_without_their_index(index_copy, folder, capsys):
+    arguments = f"--index {index_copy.path} --dataset {folder} --work {folder}/work --paths graph hnsw surrogate_index"
+    assert scale.main([*arguments.split(), "--one-process"]).empty
+    assert capsys.readouterr().out.count("left out") == 3
+
+
+def test_large_scale_benchmark_measures_batches_of_deep_qnets(tmp_path, monkeypatch):
+    monkeypatch.setattr(scale, "LARGE", {"documents": 500, "dimensions": 16, "layers": 2, "graph": 4})
+    arguments = f"--large --work {tmp_path} --topics 4 --k 5 --exhaustive-documents 100 --one-process --threads 1"
+    table = scale.main(arguments.split()).set_index("path")
+    assert tuple(table.index) == scale.LARGE_PATHS and table["ms"].isna().all()
+    assert (table[SCALE_COLUMNS] >= 0).all().all() and table.loc["exhaustive", "n_scored"] == 100
+
+
+def test_scale_benchmark_reports_a_path_whose_process_ends():
+    task = scale.Task("exhaustive", Path("missing.hyp"), pd.DataFrame({"qid": [], "query": []}), 10, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scale, "measure_path", lambda _: (_ for _ in ()).throw(MemoryError))
+        assert scale.run_paths([task], own_process=False).to_dict("records") == [
+            {"path": "exhaustive", "error": "MemoryError"}
+        ]
+
+
+def test_made_vectors_lie_near_two_texts():
+    real = np.linalg.qr(np.random.default_rng(0).standard_normal((40, 40)))[0].astype(np.float32)
+    made = np.concatenate(list(scale_vectors.make_vectors(real, 200)))
+    assert made.shape == (200, 40)
+    np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1, rtol=1e-5)
+    shares = -np.sort(-(made @ real.T), axis=1)
+    assert (shares[:, 0] > 0.6).all() and (shares[:, 2] < 0.1).all()
+
+
+def test_stages_add_up_to_the_time_of_the_search():
+    ticks = iter([0.0, 1.0, 4.0, 10.0])
+    watch = stages.Stopwatch(lambda: next(ticks))
+    with watch.measure("rest"), watch.measure("scan"):
+        pass
+    assert watch.seconds == {"scan": 3.0, "rest": 7.0}
+
+
+def test_stages_benchmark_compares_with_dense_search(minilm, folder, docs, monkeypatch):
+    monkeypatch.setattr(stages, "N_TRIALS", 1)
+    index = HypencoderIndexer(folder / "x.hyp", minilm).index(docs[:60])
+    arguments = f"--dataset {folder} --index {index.path} --topics 2 --k 5 --threads 1 --out {folder}/out"
+    totals, parts = stages.main(arguments.split())
+    assert totals["system"].tolist() == ["dense", "surrogate", "hnsw"] and totals["ms_ratio"].iloc[0] == 1
+    assert {"tokenise", "encode", "generate q-nets", "score", "result frame", "rest"} <= set(parts.index)
+    assert parts.columns.tolist()[:2] == ["dense", "dense, batches"] and not list(index.path.glob("inner_product*"))
+    assert {file.name for file in (folder / "out").iterdir()} == {"stages.csv", "stages_total.csv"}
+
+
+def test_every_stage_of_the_benchmark_exists():
+    names = [name for parts in stages.STAGES.values() for name in parts]
+    assert [name for name in names if stages.find_owner(name)[0] is None] == []

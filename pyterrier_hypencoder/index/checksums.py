@@ -124,10 +124,10 @@ def write_block_sums(file: Path) -> None:
 
 def hash_file(file: Path) -> str:
     """Return the checksum of a whole file as hexadecimal digits."""
-    digest = xxhash.xxh3_64()
-    with open(file, "rb") as data:
-        while block := data.read(2**20):
-            digest.update(block)
+    digest, buffer = xxhash.xxh3_64(), memoryview(bytearray(2**20))  # one buffer: new ones take half of the time
+    with open(file, "rb", buffering=0) as data:
+        while size := data.readinto(buffer):
+            digest.update(buffer[:size])
     return digest.hexdigest()
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyterrier as pt
@@ -22,6 +23,27 @@ from .reader import IndexReader, fingerprint_index
 from .staging import NEW, StagedDirectory, discard_leftovers
 
 logger = logging.getLogger(__name__)
+
+
+class Finder(Protocol):
+    """Finds the nearest neighbours of documents; see :class:`~pyterrier_hypencoder.index.nearest.NeighbourFinder`."""
+
+    k: int
+    builder: str
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Parameters of the builder."""
+        ...
+
+    def prepare(self, folder: Path, *, verbose: bool = False) -> None:
+        """Build what the search needs."""
+        ...
+
+    def find(self, docids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the neighbours of documents (n,) and their distances, both (n, K); -1 for no neighbour."""
+        ...
+
 
 BUILDERS = ("auto", "exact", "hnsw", "nn_descent")
 MAX_NEIGHBOURS = 10_000
@@ -106,21 +128,50 @@ def build_graph(
     torch_device = resolve_device(device)
     vectors = DistinctVectors(reader.vectors.check())
     finder = NeighbourFinder(vectors, k, builder=builder, device=torch_device)
+
+    def measure(staged: StagedDirectory) -> dict[str, Any]:
+        return {} if finder.builder == "exact" else _measure_recall(staged, vectors, k, torch_device)
+
+    return write_graph(reader, finder, measure, batch_size=batch_size, verbose=verbose)
+
+
+def write_graph(
+    reader: IndexReader,
+    finder: Finder,
+    measure: Callable[[StagedDirectory], dict[str, Any]],
+    *,
+    batch_size: int,
+    verbose: bool = False,
+) -> NeighbourGraph:
+    """Write the neighbours that a finder finds as a graph of an index.
+
+    Args:
+        reader: The index.
+        finder: Finds the neighbours.
+        measure: Returns further entries of the graph's metadata, from the complete rows.
+        batch_size: Number of documents per stored batch.
+        verbose: If True, show progress.
+
+    Returns:
+        The graph.
+
+    Raises:
+        FileExistsError: If another process or thread is building the same graph.
+    """
     facts = {
-        "k": k,
+        "k": finder.k,
         "distance": "l2",
         "builder": finder.builder,
         "options": finder.options,
         "index": fingerprint_index(reader),
     }
-    path = get_graph_path(reader.folder, k)
+    path = get_graph_path(reader.folder, finder.k)
     staged = _open_staged(path, facts)
     try:
         if staged.count < reader.doc_count:
             finder.prepare(staged.folder, verbose=verbose)
-        _append_rows(staged, finder, reader.doc_count, max(1, min(batch_size, 2**22 // k)), verbose)
-        recall = {} if finder.builder == "exact" else _measure_recall(staged, vectors, k, torch_device)
-        _finish(staged, recall)
+        _append_rows(staged, finder, reader.doc_count, max(1, min(batch_size, 2**22 // finder.k)), verbose)
+        _finish(staged, measure(staged))
     except BaseException:
         staged.abandon()
         raise
@@ -137,7 +188,7 @@ def _open_staged(path: Path, facts: dict[str, Any]) -> StagedDirectory:
         return StagedDirectory(path, facts=facts, files=files, resume=False)
 
 
-def _append_rows(staged: StagedDirectory, finder: NeighbourFinder, total: int, step: int, verbose: bool) -> None:
+def _append_rows(staged: StagedDirectory, finder: Finder, total: int, step: int, verbose: bool) -> None:
     """Find and store the neighbours of all documents that are not stored yet."""
     name = staged.path.name
     with pt.tqdm(total=total, initial=staged.count, desc=name, unit="doc", disable=not verbose) as progress:

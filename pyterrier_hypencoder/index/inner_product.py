@@ -73,6 +73,7 @@ class InnerProductIndex:
         if found != (reader.doc_count, self._index.ntotal, reader.vec_size, reader.vec_size):
             problem = f"{found[0]} documents and {found[1]} distinct vectors for {self._index.ntotal} stored vectors"
             raise _make_damage_error(reader, problem)
+        self._is_distinct = self._index.ntotal == reader.doc_count  # then the groups are the documents, in their order
 
     def __repr__(self) -> str:
         return f"InnerProductIndex({self._doc_count:,} documents, {_FACTORY})"
@@ -138,13 +139,14 @@ class InnerProductIndex:
         if allowed is not None:
             limit, is_allowed = self._doc_count, np.zeros(self._doc_count, dtype=bool)
             is_allowed[allowed] = True
-            groups = np.logical_or.reduceat(is_allowed[self._docids], self._starts[:-1])
-            bitmap = np.packbits(groups, bitorder="little")
+            has_allowed = np.logical_or.reduceat(is_allowed[self._docids], self._starts[:-1])
+            bitmap = np.packbits(has_allowed, bitorder="little")
             options["sel"] = faiss.IDSelectorBitmap(bitmap)  # type: ignore[arg-type, call-arg]
         parameters: Any = faiss.SearchParametersHNSW(**options)  # type: ignore[attr-defined]
         functions = queries.float().cpu().numpy()
         found = self._index.search(functions, min(k, self._index.ntotal), params=parameters)[1]
-        documents = [self._list_documents(row[row >= 0], limit)[0] for row in found]
+        groups = [row[row >= 0] for row in found]
+        documents = groups if self._is_distinct else [self._list_documents(row, limit)[0] for row in groups]
         return documents if allowed is None else [docids[is_allowed[docids]][:k] for docids in documents]
 
     def _list_documents(self, groups: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,8 @@ import torch
 
 from ..options import check_positive
 from ..scoring.rows import Rows
-from .checksums import check_file, check_meta, has_checksums, map_checked_rows
+from . import checksums
+from .checksums import CheckedRows, check_file, check_meta, has_checksums, map_checked_rows
 from .docnos import get_max_file_size
 from .files import read_file_version, read_meta
 from .layout import (
@@ -67,12 +68,11 @@ class NeighbourGraph:
             raise ValueError(f"k must be at most {stored}, the number of neighbours in {path}, got {k}. Build a larger graph.")
         self._reader = reader
         shape = (reader.doc_count, stored)
-        self.edges = map_checked_rows(path, EDGES_FILE, self.meta, shape, EDGE_DTYPE, self.k)
+        edges = map_checked_rows(path, EDGES_FILE, self.meta, shape, EDGE_DTYPE, self.k)
+        self.edges = edges if has_checksums(self.meta) else _UnsummedEdges(edges)
         """Docids, (N, K), uint32, nearest first. A document with fewer neighbours has itself in their place."""
         self.weights = map_checked_rows(path, WEIGHTS_FILE, self.meta, shape, WEIGHT_DTYPE, self.k)
         """Negative L2 distances, (N, K), float16; 0 for a document in its own list."""
-        if not has_checksums(self.meta):
-            _check_edges(path / EDGES_FILE, self.edges.map)
 
     def get_edges(self, device: torch.device) -> Rows:
         """Return the docids for a search on a device, (N, K).
@@ -235,13 +235,36 @@ def _read_checked_meta(path: Path, reader: IndexReader) -> dict[str, Any]:
     return meta
 
 
-def _check_edges(file: Path, edges: np.ndarray) -> None:
-    """Check that all neighbours are docids, in a graph of an earlier version, which has no checksums."""
-    step = max(1, 2**24 // edges.shape[1])
-    for start in range(0, len(edges), step):
-        largest = int(edges[start : start + step].max())
-        if largest >= len(edges):
+class _UnsummedEdges(CheckedRows):
+    """Edges of a graph of an earlier version, which has no checksums: all neighbours that are read must be docids.
+
+    Args:
+        edges: The memory-mapped edges.
+    """
+
+    def __init__(self, edges: CheckedRows) -> None:
+        self.__dict__.update(edges.__dict__)
+        self._is_whole = False
+
+    def __getitem__(self, rows: checksums.Rows) -> np.ndarray:
+        found = self.map[rows]
+        if not self._is_whole:
+            self._check(found)
+        return found
+
+    def check(self) -> np.ndarray:
+        """Check all edges, and return the memory map."""
+        step = max(1, 2**24 // self.shape[1])
+        for start in range(0, 0 if self._is_whole else len(self), step):
+            self._check(self.map[start : start + step])
+        self._is_whole = True
+        return self.map
+
+    def _check(self, edges: np.ndarray) -> None:
+        largest = int(edges.max(initial=0))
+        if largest >= len(self):
+            folder = self._file.parent
             raise ValueError(
-                f"Graph at {file.parent} is damaged: {file.name} contains docid {largest}, expected docids below "
-                f"{len(edges)}. Delete {file.parent} and build it again."
+                f"Graph at {folder} is damaged: {self._file.name} contains docid {largest}, expected docids below "
+                f"{len(self)}. Delete {folder} and build it again."
             )

@@ -9,6 +9,7 @@ documents should take less time, they are all scored.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -19,7 +20,7 @@ from ..scoring import Scorer
 from ..scoring.rows import Rows, take_rows
 from .exhaustive import exhaustive_search
 from .finite import NonFiniteScoreError, check_finite
-from .results import Results, sort_by_score
+from .results import Results
 
 EF_SEARCH = 128
 """Default number of candidates that HNSW keeps."""
@@ -67,8 +68,7 @@ def hnsw_search(
     groups: dict[int, list[int]] = {}  # queries that share a filter, or have none, are searched together
     for q, ids in enumerate(filters):
         groups.setdefault(id(ids), []).append(q)
-    results = Results([], [])
-    order: list[int] = []
+    parts = []
     for queries in groups.values():
         ids = filters[queries[0]]
         n_visits = ef_search if ids is None else -(-ef_search * n_docs // max(1, len(ids)))
@@ -81,8 +81,11 @@ def hnsw_search(
                 found = _rescore(part.float().cpu(), vectors, find(part, k, n_visits, ids))
         except NonFiniteScoreError as err:
             raise NonFiniteScoreError(queries[err.query], err.docid, err.vector_is_finite) from err
-        results, order = results.concat(found), order + queries
-    return results.select(np.argsort(order).tolist())
+        parts.append(found)
+    if len(parts) == 1:
+        return parts[0]
+    order = [q for queries in groups.values() for q in queries]
+    return functools.reduce(Results.concat, parts, Results([], [])).select(np.argsort(order).tolist())
 
 
 def _check_queries(query_vectors: Tensor) -> None:
@@ -95,15 +98,18 @@ def _check_queries(query_vectors: Tensor) -> None:
 def _rescore(query_vectors: Tensor, vectors: Rows, found: Sequence[np.ndarray]) -> Results:
     """Score the found documents of every query by query vectors (Q, D), and sort them.
 
-    A scorer of q-nets would take longer than HNSW for small numbers of results. The vectors of one query are in memory at a
-    time.
+    A scorer of q-nets would take longer than HNSW for small numbers of results.
     """
-    counts = torch.tensor([len(docids) for docids in found])
-    scores = torch.full((len(found), max(1, int(counts.max()))), -torch.inf, dtype=torch.float32)
-    ids = torch.zeros(scores.shape, dtype=torch.long)
-    for q, docids in enumerate(map(torch.from_numpy, found)):
-        rows = take_rows(vectors, docids).cpu()
-        values = rows.float() @ query_vectors[q]
-        check_finite(values, rows, docids, torch.full((len(docids),), q))
-        scores[q, : len(docids)], ids[q, : len(docids)] = values, docids
-    return Results.from_tensors(*sort_by_score(scores, ids), n_scored=counts, n_rounds=torch.ones_like(counts))
+    counts = np.array([len(docids) for docids in found])
+    docids = torch.from_numpy(np.concatenate(found))  # (M,)
+    rows = take_rows(vectors, docids).cpu()
+    parts = rows.float().split(counts.tolist())
+    values = torch.cat([part @ vector for part, vector in zip(parts, query_vectors, strict=True)])
+    check_finite(values, rows, docids, torch.arange(len(found)).repeat_interleave(torch.from_numpy(counts)))
+    pairs = zip(found, np.split(values.numpy(), counts.cumsum()[:-1]), strict=True)
+    results = Results([], [], {"n_scored": counts, "n_rounds": np.ones_like(counts)})
+    for ids, scores in pairs:
+        order = np.lexsort((ids, -scores))
+        results.docids.append(ids[order])
+        results.scores.append(scores[order])
+    return results

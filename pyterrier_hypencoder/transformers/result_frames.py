@@ -88,19 +88,20 @@ def build_result_frame(
         statistics. Columns of these names in the topics are replaced.
     """
     counts = np.array([len(docids) for docids in results.docids], dtype=np.int64)
-    kept = [column for column in topics.columns if column not in RESULT_COLUMNS]
-    frame = topics[kept].iloc[np.repeat(np.arange(len(topics)), counts)].reset_index(drop=True)
+    rows = np.repeat(np.arange(len(topics)), counts)
     docids = _concatenate(results.docids, np.int64)
-    frame = frame.assign(
-        docno=pd.Series(get_docnos(docids) if len(docids) else [], dtype=str),
-        docid=docids,
-        score=_concatenate(results.scores, np.float32),
-        rank=_concatenate([np.arange(n) for n in counts], np.int64),
-    )
+    # One frame from arrays: selecting rows of a frame and assigning columns takes three times as long for one query.
+    columns = {name: topics[name].array.take(rows) for name in topics.columns if name not in RESULT_COLUMNS}
+    columns |= {
+        "docno": pd.Series(get_docnos(docids) if len(docids) else [], dtype=str),
+        "docid": docids,
+        "score": _concatenate(results.scores, np.float32),
+        "rank": np.arange(len(docids)) - np.repeat(counts.cumsum() - counts, counts),
+    }
     for name, default in statistics.items():
         values = results.stats.get(name, np.full(len(counts), default))
-        frame[name] = np.repeat(values, counts).astype(type(default))
-    return frame
+        columns[name] = np.repeat(values, counts).astype(type(default))
+    return pd.DataFrame(columns, copy=False)
 
 
 def _concatenate(parts: Sequence[np.ndarray], dtype: Any) -> np.ndarray:

@@ -154,7 +154,6 @@ DAMAGES = {
     "edges cut": (truncate("edges.u32.np"), EDGES.format("has 5999 bytes")),
     "edges missing": (lambda p: (p / "edges.u32.np").unlink(), EDGES.format("is missing")),
     "weights cut": (truncate("weights.f16.np"), "weights.f16.np has 2999 bytes, expected 3000 bytes"),
-    "ids out of range": (write_wrong_docid, "edges.u32.np contains docid 300, expected docids below 300. Delete"),
     "meta missing": (lambda p: (p / "pt_meta.json").unlink(), "is damaged: it has no pt_meta.json. Delete .* build it again"),
     "meta cut": (truncate("pt_meta.json"), "pt_meta.json is not valid JSON"),
     "another format": (change_meta(format="jsonl"), "type corpus_graph and format np_topk, got corpus_graph and jsonl"),
@@ -173,6 +172,24 @@ def test_a_damaged_graph_is_an_error_that_names_the_damage(small, damage):
     for use in (open_or_build_graph, open_graph):
         with pytest.raises(ValueError, match=message):
             use(small, 5)
+
+
+@pytest.mark.parametrize(
+    "use", [lambda graph: graph.edges[250:], lambda graph: graph.edges_data, lambda graph: graph.verify()]
+)
+def test_wrong_docids_of_a_graph_without_checksums_are_found_when_they_are_read(small, use):
+    write_wrong_docid(build_graph(small, 5).path)
+    graph = open_graph(small, 5)
+    assert graph.edges[:250].shape == (250, 5)  # opening has read nothing, and these are not damaged
+    with pytest.raises(ValueError, match="edges.u32.np contains docid 300, expected docids below 300. Delete"):
+        use(graph)
+
+
+def test_opening_a_graph_reads_no_edges(small):
+    graph = build_graph(small, 5)
+    edit_meta(graph.path, checksums="gone")
+    (graph.path / "edges.u32.np").write_bytes(b"\xff" * 6000)
+    assert open_graph(small, 5).edges.shape == (300, 5)
 
 
 @pytest.mark.parametrize("change", ["one number", "one docno", "fewer", "dtype"])
