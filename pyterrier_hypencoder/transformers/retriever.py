@@ -92,7 +92,8 @@ class HypencoderRetriever(IndexTransformer, pt.Transformer):
         mask: Array with True or 1 for every docid that may be returned; :meth:`HypencoderIndex.mask` makes one of metadata.
         ignore_same_id: If True, do not return a document whose docno is the qid, as the measures of ArguAna and Quora need.
         device: Device on which q-nets are evaluated: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda[:n]``.
-        precision: Precision in which q-nets are evaluated: ``fp32``, ``bf16`` or ``auto`` (fp32, which keeps the ranking).
+        precision: Precision in which q-nets are evaluated: ``fp32``, ``bf16`` or ``auto``. ``auto`` returns the documents,
+            scores and order of ``fp32``. On hardware with native bf16, exhaustive search is faster with it.
         qnet_width: Number of units of each hidden layer to evaluate, for Matryoshka models. None evaluates all units.
 
     Example:

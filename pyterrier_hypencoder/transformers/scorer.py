@@ -35,7 +35,7 @@ class HypencoderScorer(IndexTransformer, TextScorer):
         text_field: The field with the text, or several fields. It is only used without an index.
         batch_size: Number of queries whose q-nets are in memory together.
         device: Device on which q-nets are evaluated: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda[:n]``.
-        precision: Precision in which q-nets are evaluated: ``fp32``, ``bf16`` or ``auto`` (fp32, which keeps the ranking).
+        precision: Precision in which q-nets are evaluated: ``fp32``, ``bf16`` or ``auto`` (fp32).
         qnet_width: Number of units of each hidden layer to evaluate, for Matryoshka models. None evaluates all units.
         verbose: If True, show a progress bar.
 
