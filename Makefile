@@ -74,10 +74,10 @@ lint: $(VENV)/dev
 	$(VENV)/bin/python docs/check_english.py
 
 bench: $(VENV)/test
-	$(VENV)/bin/python benchmarks/scoring.py
-	$(VENV)/bin/python benchmarks/encoding.py
-	$(VENV)/bin/python benchmarks/stages.py --dataset apidocs --topics 32 --documents 5000
-	$(VENV)/bin/python benchmarks/scale.py --large --documents 200000 --work build/bench --paths surrogate dense --topics 32
+	$(VENV)/bin/python benchmarks/scoring.py --documents 8192 --repeat 3
+	$(VENV)/bin/python benchmarks/encoding.py --documents 64
+	$(VENV)/bin/python benchmarks/scale.py --large --documents 100000 --exhaustive-documents 2048 --work build/bench \
+	  --paths exhaustive surrogate dense
 
 clean:
 	rm -rf $(VENV) $(OLDEST) build docs/_build examples/notebooks/cache *.egg-info .pytest_cache .mypy_cache .ruff_cache
