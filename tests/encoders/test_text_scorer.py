@@ -10,7 +10,7 @@ from score_checks import assert_ranked, assert_same_scores, record_texts
 
 from pyterrier_hypencoder import Hypencoder, HypencoderScorer
 from pyterrier_hypencoder.encoders import stages
-from pyterrier_hypencoder.scoring.reference import ReferenceScorer
+from pyterrier_hypencoder.scoring.cpu import CpuScorer
 
 
 @pytest.fixture(scope="module")
@@ -275,8 +275,8 @@ def test_score_without_index_says_what_to_do(model):
 def test_candidates_of_all_queries_are_scored_together(index, model, candidates, full, monkeypatch, size):
     monkeypatch.setattr(stages, "_SCORED_BYTES", size)
     counted: list[int] = []
-    each = ReferenceScorer.each
-    monkeypatch.setattr(ReferenceScorer, "each", lambda self, v, counts: counted.append(len(v)) or each(self, v, counts))
+    each = CpuScorer.each
+    monkeypatch.setattr(CpuScorer, "each", lambda self, v, counts: counted.append(len(v)) or each(self, v, counts))
     assert_same_scores(index.scorer(model)(candidates), full)
     step = max(1, size // (4 * 24))
     assert len(counted) == -(-len(candidates) // step) and max(counted) <= step

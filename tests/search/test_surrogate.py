@@ -31,6 +31,12 @@ def far_from_linear(layers: int = 6) -> scoring.Scorer:
     return scoring.make_scorer(QNets.unflatten(torch.randn(Q, spec.size, generator=generator), spec), device="cpu")
 
 
+def get_query_vectors(score):
+    """Return the query vectors of a scorer's q-nets, (Q, D), or None."""
+    found = [network.qnet.query_vectors for network in score._networks]
+    return None if found[0] is None else torch.cat(found)
+
+
 def search(score, vectors, k=10, *, n_initial=100, n_per_round=100, **options):
     return surrogate_search(
         score, vectors, draw_entry_points(len(vectors), n_initial), Q, k, n_per_round=n_per_round, **options
@@ -208,7 +214,7 @@ def test_batch_equals_single_queries(vectors):
 
 def test_query_vector_replaces_the_first_fit(vectors):
     score = nearly_linear()
-    query_vectors = score._nets.query_vectors
+    query_vectors = get_query_vectors(score)
     found = search(score, vectors, 50, n_initial=20, query_vectors=query_vectors)
     assert recall(found, exhaustive_search(score, vectors, Q, 50)) >= 0.98
 
@@ -334,7 +340,7 @@ def test_very_large_options_cost_no_more_than_the_collection(vectors):
 @pytest.mark.parametrize("make_score", [nearly_linear, far_from_linear])
 def test_global_defaults_of_torch_change_no_result(vectors, torch_default, default, make_score):
     score = make_score()
-    options = {"query_vectors": score._nets.query_vectors, "allowed": [np.arange(0, N, 2), None, np.array([3])]}
+    options = {"query_vectors": get_query_vectors(score), "allowed": [np.arange(0, N, 2), None, np.array([3])]}
     expected = search(score, vectors, 150, **options)
     with torch_default(default):
         found = search(score, vectors, 150, **options)
@@ -350,7 +356,7 @@ def test_batch_size_does_not_change_documents_or_scores(vectors, dtype, make_sco
     rows = vectors + 8
     rows[1::3] = rows[::3] + 1e-2 * rows[2::3]
     rows, score = rows.astype(dtype), make_score()
-    query_vectors = score._nets.query_vectors
+    query_vectors = get_query_vectors(score)
     whole = search(score, rows, 50, max_rounds=3, query_vectors=query_vectors)
     for q in range(Q):
         own = None if query_vectors is None else query_vectors[q : q + 1]
