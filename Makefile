@@ -52,7 +52,7 @@ test: $(VENV)/test
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest $(IN_PARALLEL) -m "not slow"
 
 slow: $(VENV)/test
-	$(VENV)/bin/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest $(IN_PARALLEL) -m slow
 
 campaign: $(VENV)/test
 	HYPENCODER_CAMPAIGN=full $(VENV)/bin/python -m pytest --timeout=7200 tests/campaigns
