@@ -47,8 +47,8 @@ STAGES = {
     "generate q-nets": ("encoders.networks:HyperEncoder.generate_qnets",),
     "make scorer": ("scoring:make_scorer", "scoring.backends:make_scorer"),
     "entry points": ("transformers.batch_search:BatchSearch._find_entry_points",),
-    "fit": ("search.surrogate:_Pool.fit", "search.surrogate:fit_linear", "search.surrogate:fit_parts"),
-    "scan": ("search.scan:_scan_blocks", "search.scan:_recompute", "index.inner_product:InnerProductIndex.__call__"),
+    "fit": ("search.pool:Pool.fit",),
+    "scan": ("search.scan:_Products.find_best", "search.scan:_recompute", "index.inner_product:InnerProductIndex.__call__"),
     "HNSW": ("index.inner_product:InnerProductIndex.find",),
     "score": (
         "search.documents:Documents.score",
@@ -56,7 +56,7 @@ STAGES = {
         "transformers.batch_search:exhaustive_search",
         "search.hnsw:_rescore",
     ),
-    "check query vectors": ("search.surrogate:_Pool.check_query_vectors",),
+    "check query vectors": ("search.pool:Pool.check_query_vectors",),
     "result frame": ("transformers.retriever:build_result_frame",),
     "docnos": ("index.docnos:Docnos.at",),
 }

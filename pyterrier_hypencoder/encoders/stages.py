@@ -10,7 +10,6 @@ import pandas as pd
 import pyterrier as pt
 import torch
 from more_itertools import chunked
-from torch import Tensor
 
 from .. import scoring
 from ..identity import ByArguments
@@ -299,9 +298,6 @@ class TextScorer(ByArguments, pt.Transformer):
 
     def _make_qnets(self, queries: pd.DataFrame) -> QNets:
         return narrow_qnets(make_qnets(queries, self.model, None), self.qnet_width)
-
-    def _score(self, qnets: QNets, vectors: Tensor) -> Tensor:
-        return scoring.make_scorer(qnets, device=self.device, precision=self.precision)(vectors)
 
     def _make_vector_lookup(self, frame: pd.DataFrame) -> Any:
         """Return a function that maps row numbers (n,) to vectors (n, D). A column ``doc_vec`` takes precedence."""

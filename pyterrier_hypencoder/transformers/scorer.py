@@ -135,7 +135,7 @@ class HypencoderScorer(IndexTransformer, TextScorer):
             check_docids(reader, docids)
             qnets = self._make_fitting_qnets(reader, frame)
             vectors = gather_vectors(reader, docids, self.device)
-            scores = self._score(qnets, vectors)
+            scores = scoring.make_scorer(qnets, device=self.device, precision=self.precision)(vectors)
             try:
                 check_finite(scores, vectors, torch.from_numpy(docids))
             except NonFiniteScoreError as err:

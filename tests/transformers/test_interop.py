@@ -54,24 +54,24 @@ def test_retriever_cache_searches_once(caching, index, model, topics, full, tmp_
 
 
 def test_scorer_cache_scores_once(caching, index, model, candidates, full, tmp_path, monkeypatch):
-    batches = count_calls(monkeypatch, HypencoderScorer, "_score")
+    batches = count_calls(monkeypatch, HypencoderScorer, "_score_batch")
     with caching.ScorerCache(tmp_path / "cache", index.scorer(model)) as cache:
         for _ in range(2):
             found = cache(candidates)
             assert_scores(found, full)
-            assert len(found) == len(candidates) and len(batches) == 5
+            assert len(found) == len(candidates) and len(batches) == 1
         ranked = found.sort_values(["qid", "rank"])
         assert (ranked.groupby("qid")["score"].diff().dropna() <= 0).all()
 
 
 def test_dense_scorer_cache_scores_once(caching, index, model, docs, candidates, full, tmp_path, monkeypatch):
     pytest.importorskip("h5py")
-    batches = count_calls(monkeypatch, HypencoderScorer, "_score")
+    batches = count_calls(monkeypatch, HypencoderScorer, "_score_batch")
     with caching.DenseScorerCache(tmp_path / "cache", index.scorer(model)) as cache:
         cache.build(docs)
         for _ in range(2):
             assert_scores(cache(candidates), full)
-            assert len(batches) == 5
+            assert len(batches) == 1
 
 
 def test_indexer_cache_can_be_indexed(caching, model, docs, topics, fp32_index, tmp_path):
