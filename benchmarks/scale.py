@@ -204,7 +204,8 @@ def open_part(task: Task, qnets: QNets) -> Frames:
 
     def search(topics: pd.DataFrame) -> pd.DataFrame:
         part = qnets.select(topics["qid"].astype(int).tolist())
-        exhaustive_search(scoring.make_scorer(part), vectors, len(part), task.k)
+        first_pass = scoring.make_first_pass(part)
+        exhaustive_search(scoring.make_scorer(part), vectors, len(part), task.k, first_pass=first_pass)
         return pd.DataFrame({"qid": topics["qid"], "n_scored": len(vectors)})
 
     return search

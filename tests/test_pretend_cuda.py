@@ -18,13 +18,17 @@ from pyterrier_hypencoder import Hypencoder, HypencoderIndex, HypencoderRetrieve
 from pyterrier_hypencoder.index.reader import IndexReader
 from pyterrier_hypencoder.scoring import resident
 
-N_DOCS = 1000
+N_DOCS = 2200  # enough for the first pass in bf16
 VECTOR_BYTES = N_DOCS * 24 * 2
 GRAPH_BYTES = N_DOCS * 10 * 4
 SMALL_BYTES = 10_000
 """Bytes that a batch of 5 queries may move: tokens, filters and entry points, but no q-nets, vectors or neighbours."""
-MAX_SYNCHRONISATIONS = 8
-"""Calls of an exhaustive search that may wait for the GPU: to send tokens, to check that scores are finite, and to return."""
+MAX_SYNCHRONISATIONS = {"fp32": 8, "auto": 48, "graph": 160, "surrogate": 120}
+"""Calls per batch that may wait for the GPU.
+
+Exhaustive search in one pass waits to send tokens, to check that scores are finite, and to return. In two passes it also waits
+to score the best documents again. The other searches wait in every round.
+"""
 
 OPTIONS = {
     "exhaustive": {},
@@ -249,7 +253,32 @@ def count_synchronisations(gpu: Seen, index: HypencoderIndex, model: Hypencoder,
     return gpu.synchronisations
 
 
-def test_exhaustive_search_waits_for_the_gpu_as_often_for_many_chunks_as_for_one(large, cuda_model, gpu, topics, monkeypatch):
-    once = count_synchronisations(gpu, large, cuda_model, topics)
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def test_exhaustive_search_waits_for_the_gpu_as_often_for_many_chunks_as_for_one(
+    large, cuda_model, gpu, topics, monkeypatch, precision
+):
+    once = count_synchronisations(gpu, large, cuda_model, topics, precision=precision)
     monkeypatch.setattr("pyterrier_hypencoder.search.passes._MOST_DOCS_ON_GPU", 100)
-    assert count_synchronisations(gpu, large, cuda_model, topics) == once <= MAX_SYNCHRONISATIONS
+    many = count_synchronisations(gpu, large, cuda_model, topics, precision=precision)
+    assert many == once <= MAX_SYNCHRONISATIONS[precision]
+
+
+@pytest.mark.parametrize("algorithm", ["graph", "surrogate"])
+def test_approximate_search_waits_for_the_gpu_a_bounded_number_of_times(large, cuda_model, gpu, topics, algorithm):
+    options = {"algorithm": algorithm, **OPTIONS[algorithm]}
+    assert 0 < count_synchronisations(gpu, large, cuda_model, topics, **options) <= MAX_SYNCHRONISATIONS[algorithm]
+
+
+def test_filters_are_sent_to_the_gpu_once_per_batch(large, cuda_model, gpu, topics):
+    options = {"algorithm": "surrogate", **OPTIONS["surrogate"], "allowed_docnos": [f"d{i}" for i in range(0, N_DOCS, 2)]}
+    search(large, cuda_model, topics, "cuda", **options)
+    gpu.clear()
+    search(large, cuda_model, topics, "cuda", **options)
+    assert gpu.bytes_to_cuda < SMALL_BYTES + 2 * 8 * N_DOCS // 2
+
+
+def test_graphs_with_different_limits_share_one_copy(large, gpu):
+    whole = large.corpus_graph(10).get_edges(CUDA)
+    gpu.clear()
+    part = large.corpus_graph(10).to_limit_k(3).get_edges(CUDA)
+    assert gpu.bytes_to_cuda == 0 and part.tolist() == whole[:, :3].tolist()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..options import check_positive
 from ..scoring.rows import Rows
@@ -68,8 +69,7 @@ class NeighbourGraph:
             raise ValueError(f"k must be at most {stored}, the number of neighbours in {path}, got {k}. Build a larger graph.")
         self._reader = reader
         shape = (reader.doc_count, stored)
-        edges = map_checked_rows(path, EDGES_FILE, self.meta, shape, EDGE_DTYPE, self.k)
-        self.edges = edges if has_checksums(self.meta) else _UnsummedEdges(edges)
+        self.edges = self._map_edges(self.k)
         """Docids, (N, K), uint32, nearest first. A document with fewer neighbours has itself in their place."""
         self.weights = map_checked_rows(path, WEIGHTS_FILE, self.meta, shape, WEIGHT_DTYPE, self.k)
         """Negative L2 distances, (N, K), float16; 0 for a document in its own list."""
@@ -83,7 +83,18 @@ class NeighbourGraph:
         Args:
             device: Device that searches.
         """
-        return self._reader.resident.get((*read_file_version(self.path), self.k), self.edges, device)
+        if device.type != "cuda":
+            return self.edges
+        # All neighbours are copied, so that graphs with different limits share the copy.
+        found = self._reader.resident.get(str(self.path), self._map_edges(), device, read_file_version(self.path))
+        if not isinstance(found, Tensor):
+            return self.edges
+        return found if found.shape[1] == self.k else found[:, : self.k]
+
+    def _map_edges(self, k: int | None = None) -> CheckedRows:
+        shape = (self._reader.doc_count, self.meta["k"])
+        edges = map_checked_rows(self.path, EDGES_FILE, self.meta, shape, EDGE_DTYPE, k)
+        return edges if has_checksums(self.meta) else _UnsummedEdges(edges)
 
     @property
     def edges_data(self) -> np.ndarray:

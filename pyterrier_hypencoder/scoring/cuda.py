@@ -40,7 +40,7 @@ class Cuda:
     def prepare(self, qnets: QNets, device: torch.device, precision: str) -> CudaScorer:
         """Move and convert q-nets once; see :class:`pyterrier_hypencoder.scoring.Backend`.
 
-        fp32 scores are computed in float64 if the user has allowed TF32, because TF32 has the precision of half.
+        fp32 scores are computed in float64 if the user has allowed TF32, because TF32 has the precision of fp16.
         """
         exact = torch.float64 if _allows_tf32() else torch.float32
         qnets = qnets.to(device).to(dtype=exact)
@@ -54,7 +54,7 @@ class Cuda:
 def _allows_tf32() -> bool:
     try:
         return torch.backends.cuda.matmul.allow_tf32
-    except RuntimeError:  # switched by torch's newer settings, which this one cannot tell
+    except RuntimeError:  # set by a newer option of torch, so it cannot be read here
         return True
 
 
@@ -123,15 +123,17 @@ class CudaScorer:
             precise = spec.inner_product_skip or spec.hidden_layers == 0  # needs the vectors as they are
             vectors = vectors.to(nets.weights[-1].dtype if precise else nets.dtype)
             return nets.score(vectors[0] if len(vectors) == 1 else vectors).float()
-        x = vectors
+        x, overflow = vectors, None
         if spec.normalize_input:
             x = x.float()
-            x = math.sqrt(spec.input_dim) * (x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-12))
+            norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+            x, overflow = math.sqrt(spec.input_dim) * (x / norm.clamp(min=1e-12)), 0 * norm.squeeze(-1)  # NaN for infinity
         score = self._network(nets, x.to(nets.dtype))
+        score = score if overflow is None else score + overflow
         if nets.query_vectors is None:
             return score
-        inner = torch.matmul(vectors.float(), nets.query_vectors.unsqueeze(-1)).squeeze(-1)  # (Q, n)
-        return spec.skip_scale * inner + spec.skip_gate * score
+        inner = torch.matmul(vectors.to(nets.query_vectors.dtype), nets.query_vectors.unsqueeze(-1)).squeeze(-1)  # (Q, n)
+        return (spec.skip_scale * inner + spec.skip_gate * score).float()
 
 
 def group_by_count(counts: Sequence[int]) -> list[list[int]]:

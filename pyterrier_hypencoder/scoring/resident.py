@@ -134,7 +134,7 @@ def load_resident(vectors: Rows, device: torch.device) -> Tensor | None:
 
 
 def _count_free_bytes(device: torch.device) -> int:
-    """Return the free memory of a GPU, including what torch holds for later tensors."""
+    """Return the free memory of a GPU, including the memory that torch has cached."""
     number = _get_number(device)
     unused = torch.cuda.memory_reserved(number) - torch.cuda.memory_allocated(number)
     return torch.cuda.mem_get_info(number)[0] + unused
@@ -155,29 +155,32 @@ class ResidentRows:
 
     def __init__(self, path: Path, version: Hashable) -> None:
         self.path, self.version = path, version
-        self._copies: dict[tuple[Hashable, int], Tensor] = {}
+        self._copies: dict[tuple[str, int], tuple[Hashable, Tensor]] = {}
         self._loading = threading.Lock()
         self._has_warned = False
 
-    def get(self, name: Hashable, rows: Rows, device: torch.device) -> Rows:
+    def get(self, name: str, rows: Rows, device: torch.device, version: Hashable = None) -> Rows:
         """Return the copy of an array on a GPU, which is made on first use; the array itself if there cannot be one.
 
         Args:
             name: Name of the array.
             rows: The array on disk, (N, D).
             device: Device on which it is used.
+            version: Changes if the array is replaced, which frees the copy.
         """
         if device.type != "cuda":
             return rows
         key = name, _get_number(device)
         with self._loading:  # threads wait instead of copying it again
-            found = self._copies.get(key)
+            known = self._copies.get(key)
+            if known is not None and known[0] == version:
+                return known[1]
+            self._copies.pop(key, None)
+            found = load_resident(rows, device)
             if found is None:
-                found = load_resident(rows, device)
-                if found is None:
-                    self._warn(rows, device)
-                    return rows
-                self._copies[key] = found
+                self._warn(rows, device)
+                return rows
+            self._copies[key] = version, found
         return found
 
     def clear(self) -> None:

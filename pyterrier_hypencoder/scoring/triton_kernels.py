@@ -20,7 +20,7 @@ _EPSILON = tl.constexpr(1e-5)  # of the layer norm, as in QNets.score
 
 
 def run_network(nets: QNets, x: Tensor) -> Tensor:
-    """Return the output of q-nets without their inner-product skip; see :func:`can_fuse` in ``cuda.py`` for the architectures.
+    """Return the output of q-nets without their inner-product skip; ``cuda.can_fuse_layers`` says which ones.
 
     Args:
         nets: The q-nets of Q queries.

@@ -41,13 +41,15 @@ class Allowed:
         for q, ids in enumerate(docids):
             if ids is not None:
                 groups.setdefault(id(ids), (ids, []))[1].append(q)
-        self._n_queries = len(docids)
-        self._filters = [_Filter(ids.astype(np.int64, copy=False), queries, device) for ids, queries in groups.values()]
-        limited = sum(len(f.owners) for f in self._filters)
-        self.is_shared = len(self._filters) == 1 and limited == len(docids)
+        filters = [_Filter(ids.astype(np.int64, copy=False), queries, device) for ids, queries in groups.values()]
+        self._set(filters, len(docids), device)
+
+    def _set(self, filters: list[_Filter], n_queries: int, device: torch.device | str) -> None:
+        self._filters, self._n_queries, self._device = filters, n_queries, device
+        limited = sum(len(f.owners) for f in filters)
+        self.is_shared = len(filters) == 1 and limited == n_queries
         """True if all queries have the same filter."""
-        self._all_limited = limited == len(docids)
-        self._device = device
+        self._all_limited = limited == n_queries
 
     def find_union(self) -> Tensor | None:
         """Return the ascending docids that at least one query may return, (n,); None if a query has no filter."""
@@ -75,7 +77,8 @@ class Allowed:
         if self.is_shared:
             return None
         places = docids.cpu().numpy()
-        return self._make([(np.searchsorted(places, f.ids), f.owners) for f in self._filters], self._n_queries)
+        filters = [_Filter(np.searchsorted(places, f.ids), f.owners, self._device) for f in self._filters]
+        return self._make(filters, self._n_queries)
 
     def select(self, queries: Tensor) -> Allowed:
         """Return the filters of some queries (q,), in the given order."""
@@ -83,15 +86,13 @@ class Allowed:
         for place, q in enumerate(queries.tolist()):
             places.setdefault(q, []).append(place)
         owners = [[place for q in f.owners for place in places.get(q, [])] for f in self._filters]
-        chosen = [(f.ids, sorted(own)) for f, own in zip(self._filters, owners, strict=True) if own]
-        return self._make(chosen, len(queries))
+        pairs = zip(self._filters, owners, strict=True)
+        return self._make([_Filter(f.ids, sorted(own), self._device, f.docids) for f, own in pairs if own], len(queries))
 
-    def _make(self, filters: Sequence[tuple[np.ndarray, list[int]]], n_queries: int) -> Allowed:
-        docids: list[np.ndarray | None] = [None] * n_queries
-        for ids, owners in filters:
-            for q in owners:
-                docids[q] = ids
-        return Allowed(docids, self._device)
+    def _make(self, filters: list[_Filter], n_queries: int) -> Allowed:
+        made = Allowed.__new__(Allowed)
+        made._set(filters, n_queries, self._device)
+        return made
 
     def count(self, doc_count: int) -> Tensor:
         """Return how many of ``doc_count`` documents every query may return, (Q,) on the CPU."""
@@ -147,9 +148,9 @@ class Allowed:
 class _Filter:
     """One filter and its queries, in memory and on the device."""
 
-    def __init__(self, ids: np.ndarray, owners: list[int], device: torch.device | str) -> None:
+    def __init__(self, ids: np.ndarray, owners: list[int], device: torch.device | str, docids: Tensor | None = None) -> None:
         self.ids, self.owners = ids, owners
-        self.docids = as_tensor(ids).to(device)
+        self.docids = as_tensor(ids).to(device) if docids is None else docids
         self.queries = torch.tensor(owners, device=device)
 
 

@@ -173,5 +173,3 @@ class Documents:
     def apply_filter(self, scores: Tensor, docids: Tensor) -> Tensor:
         """Return the scores (Q, n) with -inf for documents (Q, n) that a query must not return."""
         return scores if self.allowed is None else self.allowed.apply_to(scores, docids)
-
-    # Surrogate search still needs these two. They take memory for every pair of a query and a document.

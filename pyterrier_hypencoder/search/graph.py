@@ -180,10 +180,11 @@ def _walk(
             returned = _merge(returned, allowed_only, returned[0].shape[1])
         if early_stop:
             active &= offered[0][:, 0] > worst if variant == "released" else offered[0][:, 0] >= worst
+        n_left = int(active.sum())  # the only wait for a GPU here
         if progress is not None:
-            progress(n_active - int(active.sum()))
-            n_active = int(active.sum())
-        if number + 1 == max_iter or not bool(active.any()):
+            progress(n_active - n_left)
+        n_active = n_left
+        if number + 1 == max_iter or not n_left:
             break
         new = _find_unseen(documents, neighbours, active, *(rows[:, :n_candidates] for rows in offered))
         if max_scored is not None:

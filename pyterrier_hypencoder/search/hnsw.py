@@ -63,7 +63,7 @@ def hnsw_search(
     filters = [None] * len(query_vectors) if allowed is None else list(allowed)
     n_docs = len(vectors)
     limit = n_docs if max_scored is None else max_scored
-    k = min(k, limit)
+    k = int(min(k, limit))
     ef_search = int(max(ef_search, k))
     groups: dict[int, list[int]] = {}  # queries that share a filter, or have none, are searched together
     for q, ids in enumerate(filters):

@@ -98,7 +98,11 @@ class Pool:
         new = torch.arange(self.scores.shape[1], device=self.device) >= before
         self.last_yield[queries] = _share_of_best(self._get_allowed_scores(), new, self.depth)[queries]
 
-    def check_query_vectors(self, functions: Tensor, number: int) -> None:
+    def finish_complete(self) -> None:
+        """Set the yield of queries that have scored all documents to 0."""
+        self.last_yield.masked_fill_(self.documents.n_scored >= len(self.documents), 0.0)
+
+    def check_query_vectors(self, queries: Tensor, functions: Tensor, number: int) -> None:
         """Lower the yield of queries whose query vector ranks the documents like the q-net does.
 
         If both rank the entry points alike, the yield becomes the share of the best documents that are not among the
@@ -106,17 +110,20 @@ class Pool:
         entry points serve as held-out data.
 
         Args:
-            functions: The query vectors, (Q, D).
+            queries: The queries that took part in the round, (q,).
+            functions: Their query vectors, (q, D).
             number: Number of first documents of the query vector.
         """
         allowed_scores, products = self._get_allowed_scores(), torch.full_like(self.scores, -torch.inf)
-        for group in self._split(torch.arange(len(functions), device=self.device)):
+        groups = list(self._split(queries))
+        for group, own in zip(groups, functions.split([len(group) for group in groups]), strict=True):
             vectors, _, columns = self._take(group)
-            products[group.unsqueeze(1), columns] = (vectors * functions[group].unsqueeze(1)).sum(dim=-1)
+            products[group.unsqueeze(1), columns] = (vectors * own.unsqueeze(1)).sum(dim=-1)
         n_initial = self._n_initial
         alike = correlate_ranks(self.scores[:, :n_initial], products[:, :n_initial]) >= TRUST_FROM_CORRELATION
         products = products.masked_fill(allowed_scores == -torch.inf, -torch.inf)
         last = products.topk(min(number, products.shape[1]), dim=1).values[:, -1:]
+        alike &= torch.zeros_like(alike).index_fill_(0, queries, True)
         self.last_yield = torch.where(alike, _share_of_best(allowed_scores, products < last, self.depth), self.last_yield)
 
     def score_best(self, queries: Tensor, functions: Sequence[Tensor], number: int) -> None:

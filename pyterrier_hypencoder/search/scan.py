@@ -15,11 +15,13 @@ collection.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import repeat
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ..scoring.resident import iter_blocks
 from ..scoring.rows import Rows, as_tensor, take_rows
 from .allowed import Allowed
 from .results import sort_by_score
@@ -34,7 +36,7 @@ _MARGIN, _MARGIN_IN_HALF = 16, 64
 _CACHE_BYTES = 4 * 2**20
 """Size of the vectors that are converted to float32 at a time, so they stay in the cache."""
 _RECOMPUTED_BYTES = 2**26
-"""Size of the vectors, as float32, whose products a GPU computes again at a time."""
+"""Size of the vectors, as float32, whose products are computed again at a time."""
 _MANY = 16
 """Factor of the number of documents in the last attempt."""
 _FEW = 4
@@ -140,11 +142,14 @@ class _Products:
         total = len(self._vectors) if self._docids is None else len(self._docids)
         row_bytes = as_tensor(self._vectors[:1]).nbytes
         step = max(1, min(_BLOCK, _PRODUCTS_IN_MEMORY // max(1, len(self._functions)), _DEVICE_BYTES // row_bytes))
-        for start in range(0, total, step):
+        device = self._functions.device
+        on_gpu = device.type != "cpu" and self._docids is None
+        blocks = iter_blocks(self._vectors, step, device) if on_gpu else zip(range(0, total, step), repeat(None))
+        for start, rows in blocks:
             stop = min(start + step, total)
-            device = self._functions.device
             if self._docids is None:
-                products = self._multiply(self._functions, self._vectors, range(start, stop))
+                source = (self._vectors, range(start, stop)) if rows is None else (rows, range(len(rows)))
+                products = self._multiply(self._functions, *source)
                 _hide(products, self._seen - start, (self._seen >= start) & (self._seen < stop))
                 if self._allowed is not None:
                     products = self._allowed.apply(products, start)
@@ -186,13 +191,16 @@ def _find_largest(products: Tensor, number: int) -> tuple[Tensor, Tensor]:
 
 def _recompute(functions: Tensor, rough: Tensor, docids: Tensor, vectors: Rows) -> Tensor:
     """Return the products of documents (Q, n) in float32, each computed by itself; -inf, which marks no document, stays."""
-    row_bytes = 4 * vectors.shape[1] * max(1, docids.shape[1])
-    step = 1 if functions.device.type == "cpu" else max(1, _RECOMPUTED_BYTES // row_bytes)
-    parts = [
-        (take_rows(vectors, ids).to(functions.device).float() * own.unsqueeze(1)).sum(dim=-1)
-        for own, ids in zip(functions.split(step), docids.split(step), strict=True)
-    ]
-    return torch.cat([rough.new_empty(0, docids.shape[1]), *parts]).masked_fill(rough == -torch.inf, -torch.inf)
+    n_rows = max(1, _RECOMPUTED_BYTES // (4 * vectors.shape[1]))
+    step = 1 if functions.device.type == "cpu" else max(1, n_rows // max(1, docids.shape[1]))
+    exact = torch.empty_like(rough)
+    for start in range(0, len(functions), step):
+        queries = slice(start, start + step)
+        for first in range(0, docids.shape[1], n_rows):
+            part = queries, slice(first, first + n_rows)
+            rows = take_rows(vectors, docids[part]).to(functions.device).float()  # (q, n, D)
+            exact[part] = (rows * functions[queries].unsqueeze(1)).sum(dim=-1)
+    return exact.masked_fill(rough == -torch.inf, -torch.inf)
 
 
 def _is_complete(rough: Tensor, exact: Tensor, last: Tensor, *, has_all: bool, in_half: bool) -> bool:

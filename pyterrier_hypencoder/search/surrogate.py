@@ -93,8 +93,6 @@ def surrogate_search(
 ) -> Results:
     """Search with a batch of queries, which share each scan of the collection.
 
-    Q-nets that are too far from linear are searched exhaustively, and a warning with their number is logged.
-
     Args:
         score: Scorer of the q-nets of Q queries.
         vectors: Vectors of all documents, (N, D), usually a memory map.
@@ -109,7 +107,8 @@ def surrogate_search(
         ridge: Strength of the regularisation; see :func:`~pyterrier_hypencoder.search.fit.fit_linear`.
         allowed: For every query the docids that may be returned, or None for all documents. Rounds score no others.
         max_scored: Maximum number of documents that a query scores, the entry points included; None for no limit.
-        defer_fallback: If True, only mark the queries in ``fell_back``. The caller searches them exhaustively.
+        defer_fallback: If True, only mark queries in ``fell_back`` whose q-nets are too far from linear. If False, search them
+            exhaustively and log a warning with their number.
         progress: Called after each round with the number of queries that it finished.
 
     Returns:
@@ -128,15 +127,16 @@ def surrogate_search(
         allowed=filters,
         max_scored=max_scored,
     )
-    failed = _run_rounds(pool, query_vectors, k, max_rounds, n_per_round, progress)
-    results = _make_results(pool, failed & _can_fall_back(documents, filters, max_scored), k)
+    failed = _run_rounds(pool, query_vectors, max_rounds, n_per_round, progress)
+    failed &= _can_fall_back(documents, filters, max_scored)
+    _fill_results(pool, ~failed, k)
+    results = _make_results(pool, failed, k)
     return results if defer_fallback else _fall_back(results, score, vectors, k, allowed)
 
 
 def _run_rounds(
     pool: Pool,
     query_vectors: Tensor | None,
-    k: int,
     max_rounds: int,
     n_per_round: int,
     progress: Callable[[int], object] | None,
@@ -144,6 +144,7 @@ def _run_rounds(
     """Run the rounds of all queries, and return which ones are too far from linear, (Q,)."""
     failed = torch.zeros(len(pool.scores), dtype=torch.bool, device=pool.device)
     n_finished = 0
+    pool.finish_complete()
     for number in range(max_rounds):
         active = (~failed & (pool.last_yield >= CONVERGED_BELOW) & (pool.budget > 0)).nonzero()[:, 0]
         if progress is not None:
@@ -157,18 +158,19 @@ def _run_rounds(
             functions = pool.fit(active, parts=number >= _ROUNDS_WITH_ONE_FUNCTION)
         previous = pool.last_yield.clone()
         pool.run_round(active, functions, n_per_round)
-        if query_vectors is not None and number == 0 and len(active) == len(failed):
-            pool.check_query_vectors(functions[0], n_per_round // 2)
+        if query_vectors is not None and number == 0:
+            pool.check_query_vectors(active, functions[0], n_per_round // 2)
+        pool.finish_complete()
         if number + 1 >= FALLBACK_FROM_ROUND:
-            is_last = number + 1 == max_rounds
+            is_last = bool(number + 1 == max_rounds)
             failed |= (pool.last_yield > FALLBACK_ABOVE) & ((pool.last_yield > FALLING_BELOW * previous) | is_last)
-    if k > pool.depth:
-        _fill_results(pool, ~failed, k)
     return failed
 
 
 def _fill_results(pool: Pool, queries: Tensor, k: int) -> None:
-    """Score k more documents of some queries (Q,), because the yield says nothing about documents beyond its depth."""
+    """Score k more documents of some queries (Q,) if k exceeds the depth, beyond which the yield says nothing."""
+    if k <= pool.depth:
+        return
     used_parts = pool.n_rounds > 1 + _ROUNDS_WITH_ONE_FUNCTION
     for parts in (False, True):
         group = (queries & (used_parts == parts)).nonzero()[:, 0]

@@ -149,9 +149,9 @@ class BatchSearch:
     ) -> np.ndarray | list[np.ndarray]:
         """Return docids that all queries share, or one array per query, at most ``max_scored`` of them."""
         if algorithm == "graph":
-            number = self._options.initial_candidates
+            number = int(self._options.initial_candidates)
         elif self._options.n_initial is not None:
-            number = self._options.n_initial
+            number = int(self._options.n_initial)
         else:
             has_query_vector = qnets.spec.is_linear or qnets.query_vectors is not None
             number = default_n_initial(self._reader.vec_size, has_query_vector=has_query_vector)
@@ -167,9 +167,21 @@ class BatchSearch:
         if given is None:
             return random
         if algorithm == "surrogate":
-            given = [np.union1d(docids, np.setdiff1d(random, docids)[: budget - len(docids)]) for docids in given]
+            given = [np.union1d(docids, self._draw_others(random, docids, budget)) for docids in given]
         given = [np.sort(docids) for docids in given]
         return given if candidates is not None else given[0]
+
+    def _draw_others(self, random: np.ndarray, docids: np.ndarray, budget: int) -> np.ndarray:
+        """Return random entry points besides given ones, as many as the budget leaves."""
+        others, room = np.setdiff1d(random, docids), budget - len(docids)
+        if len(others) <= room:
+            return others
+        return np.random.default_rng(int(self._options.seed)).choice(others, room, replace=False)
+
+    def _get_count(self, name: str) -> int | None:
+        """Return an option that is a number or None, as a Python integer, because small numpy integers overflow."""
+        value = getattr(self._options, name)
+        return None if value is None else int(value)
 
     def _covers_all(self, entry_points: np.ndarray | list[np.ndarray], n_allowed: int) -> bool:
         """Return True if every query has at least as many entry points as there are allowed documents."""
@@ -189,9 +201,11 @@ class BatchSearch:
             self._num_results,
             ef_search=self._options.ef_search,
             allowed=allowed,
-            max_scored=self._options.max_scored,
+            max_scored=self._get_count("max_scored"),
         )
-        return results.add(converged=np.ones(len(qnets), dtype=bool))
+        limit = self._reader.doc_count if self._get_count("max_scored") is None else self._get_count("max_scored")
+        n_allowed = [self._reader.doc_count if docids is None else len(docids) for docids in allowed]
+        return results.add(converged=np.minimum(self._num_results, n_allowed) <= limit)
 
     def _search_graph(
         self,
@@ -210,12 +224,12 @@ class BatchSearch:
             len(qnets),
             self._num_results,
             device=device,
-            n_candidates=self._options.n_candidates,
-            max_iter=self._options.max_iter,
+            n_candidates=int(self._options.n_candidates),
+            max_iter=int(self._options.max_iter),
             early_stop=self._options.early_stop,
             variant=self._options.variant,
             allowed=allowed,
-            max_scored=self._options.max_scored,
+            max_scored=self._get_count("max_scored"),
             progress=progress,
         )
 
@@ -238,12 +252,12 @@ class BatchSearch:
             scan=self._open_scan() if device.type == "cpu" else None,
             device=device,
             query_vectors=query_vectors,
-            max_rounds=self._options.max_rounds,
-            n_per_round=self._options.n_per_round
+            max_rounds=int(self._options.max_rounds),
+            n_per_round=self._get_count("n_per_round")
             or default_n_per_round(self._num_results, has_query_vector=query_vectors is not None),
             ridge=self._options.ridge,
             allowed=allowed,
-            max_scored=self._options.max_scored,
+            max_scored=self._get_count("max_scored"),
             defer_fallback=True,
             progress=progress,
         )

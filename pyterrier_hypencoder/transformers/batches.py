@@ -65,8 +65,10 @@ def choose_batch_size(retriever: Any, reader: IndexReader, topics: pd.DataFrame)
         reader: The index.
         topics: One row per query.
     """
-    size = int(retriever.batch_size)
-    if retriever.algorithm == "hnsw" or retriever.max_scored is not None or not set(FILTER_COLUMNS).isdisjoint(topics.columns):
+    size, has_filters = int(retriever.batch_size), not set(FILTER_COLUMNS).isdisjoint(topics.columns)
+    if retriever.max_scored is not None:
+        return 1 if has_filters else size  # a batch scores the documents that any of its queries may return
+    if retriever.algorithm == "hnsw" or has_filters:
         return size
     if "query_vec" in topics.columns:
         is_linear = np.size(topics["query_vec"].iloc[0]) == reader.vec_size

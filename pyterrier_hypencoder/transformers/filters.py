@@ -1,8 +1,7 @@
 """Filters: the documents that each query may return, given as options, as columns, or both.
 
-This module translates docnos, masks and metadata into docids. The searches apply the filters: exhaustive search in
-:mod:`pyterrier_hypencoder.search.exhaustive`, graph and surrogate search in :mod:`pyterrier_hypencoder.search.documents`, and
-HNSW search in :mod:`pyterrier_hypencoder.search.hnsw`.
+This module translates docnos, masks and metadata into docids. :mod:`pyterrier_hypencoder.search.allowed` applies them to
+scores, and :mod:`pyterrier_hypencoder.search.hnsw` passes them to HNSW.
 """
 
 from __future__ import annotations

@@ -101,12 +101,12 @@ class StoredVectors:
             fp16: If True, in half precision, else in float32.
 
         Returns:
-            (N, D). Later calls return the same tensor.
+            (N, D). Later calls return the same tensor. Do not change it: on a GPU, searches use it too.
         """
         target, reader = resolve_device(device or "auto"), self.reader
-        resident = reader.get_vectors(target)
-        if fp16 and isinstance(resident, Tensor) and resident.dtype == torch.float16:
-            return resident  # shared with the searches
+        resident = reader.get_vectors(target) if fp16 else None
+        if isinstance(resident, Tensor) and resident.dtype == torch.float16:
+            return resident
         key = (reader.version, str(target), fp16)
         if self._tensors is None or self._tensors[0] != key:
             dtype = torch.float16 if fp16 else torch.float32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import logging
 import os
@@ -103,6 +104,24 @@ def test_fp32_scores_do_not_use_tf32(tf32):
         found = Cuda().prepare(qnets, CUDA, "fp32")(vectors).cpu()
     assert torch.equal(found, exact)
     assert torch.backends.cuda.matmul.allow_tf32
+
+
+def test_bf16_scores_with_a_skip_are_float32_if_tf32_is_allowed(tf32, monkeypatch):
+    """The fused network is replaced by plain torch, because there is no kernel on a CPU."""
+    spec = QNetSpec((24, 6, 1), do_residual=False, inner_product_skip=True, normalize_input=True)
+    qnets, vectors = make_case(spec, 2, 20)
+    plain = dataclasses.replace(spec, inner_product_skip=False, normalize_input=False)
+
+    def run(nets, x):
+        return QNets(plain, nets.weights, nets.biases).score(x.expand(len(nets), -1, -1)).float()
+
+    monkeypatch.setattr(cuda, "find_fused_network", lambda device: run)
+    vectors[3] = 1e20
+    found = Cuda().prepare(qnets, torch.device("cpu"), "bf16")(vectors)
+    expected = qnets.score(vectors)
+    assert found.dtype == torch.float32 and torch.equal(found.isnan(), expected.isnan())
+    assert found[:, 3].isnan().all()
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05, equal_nan=True)
 
 
 def test_damaged_vectors_have_the_score_nan():

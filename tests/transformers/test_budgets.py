@@ -12,6 +12,7 @@ import torch
 from result_checks import assert_same_ranking
 
 from pyterrier_hypencoder.search import surrogate
+from pyterrier_hypencoder.transformers.batch_search import BatchSearch
 
 SMALL = {"graph_k": 10, "initial_candidates": 60, "n_initial": 16, "n_per_round": 16, "num_results": 5}
 
@@ -128,3 +129,47 @@ def test_batch_size_does_not_change_surrogate_results(index, model, topics, batc
     found = index.retriever(model, batch_size=batch_size, **options)(vectors)
     pd.testing.assert_frame_equal(found, expected, check_exact=True)
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_query_that_has_scored_all_documents_has_converged(index, model, topics, always_fails):
+    options = SMALL | {"algorithm": "surrogate", "n_per_round": 60, "max_rounds": 8, "num_results": 100}
+    found = index.retriever(model, return_stats=True, **options)(topics)
+    assert (found["n_scored"] == 120).all() and not found["fell_back"].any()
+
+
+def test_forbidden_fallback_still_fills_the_results(index, model, topics, always_fails):
+    options = SMALL | {"algorithm": "surrogate", "n_per_round": 16, "max_rounds": 4, "num_results": 110, "max_scored": 119}
+    found = index.retriever(model, return_stats=True, **options)(topics)
+    assert not found["fell_back"].any() and not found["converged"].any()
+    assert (found.groupby("qid")["docno"].count() >= 60).all()
+
+
+@pytest.mark.parametrize("number", [np.int64, np.uint8])
+def test_numpy_integers_are_options_like_others(index_with_graph, model, topics, number):
+    options = {
+        "max_rounds": 8,
+        "n_per_round": 16,
+        "max_scored": 100,
+        "n_initial": 16,
+        "initial_candidates": 30,
+        "n_candidates": 5,
+    }
+    options |= {"max_iter": 3, "num_results": 20, "graph_k": 10}
+    for algorithm in ("surrogate", "graph"):
+        expected = index_with_graph.retriever(model, algorithm=algorithm, **options)(topics)
+        same = {name: number(value) for name, value in options.items()}
+        pd.testing.assert_frame_equal(index_with_graph.retriever(model, algorithm=algorithm, **same)(topics), expected)
+
+
+def test_budget_with_filters_of_queries_does_not_depend_on_the_batch(index, model, topics):
+    filters = [[f"d{i:03}" for i in range(20 * q, 20 * q + 20)] for q in range(5)]
+    options = {"max_scored": 20, "num_results": 10}
+    found = [index.retriever(model, batch_size=size, **options)(topics.assign(allowed_docnos=filters)) for size in (1, 32)]
+    pd.testing.assert_frame_equal(*found)
+    assert len(found[0]) == 50
+
+
+def test_budget_leaves_a_random_part_of_the_entry_points(index, model):
+    search = BatchSearch(index.retriever(model, algorithm="surrogate", max_scored=60), index.reader, 10)
+    chosen = search._draw_others(np.arange(0, 120, 2), np.arange(1, 41, 2), 40)
+    assert len(chosen) == 20 and chosen.max() > 60 and not set(chosen) & set(range(1, 41, 2))
