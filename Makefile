@@ -6,7 +6,7 @@
 # make docs         build the documentation pages into docs/_build/html; warnings are errors
 # make notebooks    run the notebooks and write copies with their outputs into build/notebooks (about 10 minutes)
 # make lint         install the linters too, and check style, types and English
-# make bench        run the short benchmarks: shares of the machine's limits, and ratios in one run (under 3 minutes)
+# make bench        run the short benchmarks: shares of the machine's limits, and ratios in one run
 # make clean        delete everything that these commands made
 PYTHON ?= python3
 VENV := .venv
