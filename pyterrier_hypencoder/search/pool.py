@@ -17,8 +17,6 @@ TRUST_FROM_CORRELATION = 0.97
 """Smallest rank correlation on the entry points at which the search can stop after the first round."""
 _FITTED_BYTES = 2**26
 """Size of the vectors, as float32, that a GPU fits functions to at a time. A CPU fits query by query."""
-_SCORED_BYTES = 2**26
-"""Size of the vectors, as float32, that are scored at a time."""
 
 
 class Pool:
@@ -133,14 +131,8 @@ class Pool:
         docids = self._find_best(queries, functions, min(int(number), len(self.documents)))  # a small numpy integer overflows
         docids = docids.sort(dim=1).values
         self.n_rounds[queries] += (docids >= 0).any(dim=1)
-        step = max(1, _SCORED_BYTES // (4 * self.documents.vectors.shape[1] * max(1, docids.shape[1])))
-        width = int((docids >= 0).sum(dim=1).max())
-        scores = self.scores.new_full((len(self.scores), width), -torch.inf)
-        ids = torch.zeros_like(scores, dtype=torch.long)
-        for group, rows in zip(queries.split(step), docids.split(step), strict=True):
-            real = rows >= 0
-            found = self.documents.score(group.unsqueeze(1).expand_as(rows)[real], rows[real])
-            scores[group, : found[0].shape[1]], ids[group, : found[1].shape[1]] = (part[group] for part in found)
+        real = docids >= 0
+        scores, ids = self.documents.score(queries.unsqueeze(1).expand_as(docids)[real], docids[real])
         self.scores, self.docids = torch.cat([self.scores, scores], 1), torch.cat([self.docids, ids], 1)
 
     def get_results(self) -> tuple[Tensor, Tensor]:
